@@ -108,77 +108,117 @@ class Settings:
     host: str = _setting("HOST", "127.0.0.1", _text, "Address the web process listens on.")
     port: int = _setting("PORT", 8000, _integer(0, 65535), "Port the web process listens on; 0 takes any.")
     public_url: str | None = _setting(
-        "PUBLIC_URL", None, _base_url,
+        "PUBLIC_URL",
+        None,
+        _base_url,
         "The address that browsers and QStash reach this server by, without a path at the end.",
     )
     callback_url: str | None = _setting(
-        "CALLBACK_URL", None, _base_url,
+        "CALLBACK_URL",
+        None,
+        _base_url,
         "Base of the callback and progress URLs when it differs from PUBLIC_URL (a private network).",
     )
     database_url: str | None = _setting(
-        "DATABASE_URL", None, _url("postgres", "postgresql"),
-        "Postgres 15 or newer, or Supabase. Unset: `up` runs a private one.", secret=True,
+        "DATABASE_URL",
+        None,
+        _url("postgres", "postgresql"),
+        "Postgres 15 or newer, or Supabase. Unset: `up` runs a private one.",
+        secret=True,
     )
     database_connections: int = _setting(
         "DATABASE_CONNECTIONS", 10, _integer(2, 200), "Connections a process opens to Postgres at most."
     )
     redis_url: str | None = _setting(
-        "REDIS_URL", None, _url("redis", "rediss", "unix"),
-        "Redis or Valkey for the push channels. Unset: `up` runs a private one.", secret=True,
+        "REDIS_URL",
+        None,
+        _url("redis", "rediss", "unix"),
+        "Redis or Valkey for the push channels. Unset: `up` runs a private one.",
+        secret=True,
     )
     redis_prefix: str = _setting(
         "REDIS_PREFIX", "", _prefix, "Put before every channel name, for several deployments on one Redis."
     )
     qstash_url: str | None = _setting(
-        "QSTASH_URL", None, _base_url, "The QStash API. Unset: Upstash when QSTASH_TOKEN is set, else our own."
+        "QSTASH_URL",
+        None,
+        _base_url,
+        "The QStash API. Unset: Upstash when QSTASH_TOKEN is set, else our own.",
     )
     qstash_token: str | None = _setting("QSTASH_TOKEN", None, _text, "Token of the QStash API.", secret=True)
     qstash_current_signing_key: str | None = _setting(
         "QSTASH_CURRENT_SIGNING_KEY", None, _text, "Key that callbacks are signed with.", secret=True
     )
     qstash_next_signing_key: str | None = _setting(
-        "QSTASH_NEXT_SIGNING_KEY", None, _text, "Key that they will be signed with after a rotation.", secret=True
+        "QSTASH_NEXT_SIGNING_KEY",
+        None,
+        _text,
+        "Key that they will be signed with after a rotation.",
+        secret=True,
     )
     dispatcher_host: str = _setting("DISPATCHER_HOST", "127.0.0.1", _text, "Address our dispatcher listens on.")
     dispatcher_port: int = _setting(
-        "DISPATCHER_PORT", 8080, _integer(0, 65535), "Port our dispatcher's QStash API listens on; 0 takes any."
+        "DISPATCHER_PORT",
+        8080,
+        _integer(0, 65535),
+        "Port our dispatcher's QStash API listens on; 0 takes any.",
     )
     dispatcher_parallelism: int = _setting(
-        "DISPATCHER_PARALLELISM", 16, _integer(1, 10_000), "Deliveries a dispatcher process has under way at once."
+        "DISPATCHER_PARALLELISM",
+        16,
+        _integer(1, 10_000),
+        "Deliveries a dispatcher process has under way at once.",
     )
     dispatcher_private_origins: tuple[str, ...] = _setting(
-        "DISPATCHER_PRIVATE_ORIGINS", (), _origins,
+        "DISPATCHER_PRIVATE_ORIGINS",
+        (),
+        _origins,
         "Origins on a private network our dispatcher may deliver to, comma-separated; all others must be public.",
     )
     generator_url: str | None = _setting(
-        "GENERATOR_URL", None, _url("http", "https"),
+        "GENERATOR_URL",
+        None,
+        _url("http", "https"),
         "The HTTP image API that does the work. Unset: `up` runs the built-in one.",
     )
     generator_result: str | None = _setting(
-        "GENERATOR_RESULT", None, _pointer,
-        "JSON pointer to the picture's URL in its answer. Unset: /result, /url, /data/0/url, /output/0, /output, /images/0/url.",
+        "GENERATOR_RESULT",
+        None,
+        _pointer,
+        "JSON pointer to the picture's URL in its answer. Unset: the usual places (/result, /url, /data/0/url, …).",
     )
     generator_seconds: float = _setting(
         "GENERATOR_SECONDS", 4.0, _seconds(0, 600), "How long the built-in generator takes for a picture."
     )
     generator_timeout_seconds: float = _setting(
-        "GENERATOR_TIMEOUT_SECONDS", 300.0, _seconds(1, 7200), "How long one request to the generator may take."
+        "GENERATOR_TIMEOUT_SECONDS",
+        300.0,
+        _seconds(1, 7200),
+        "How long one request to the generator may take.",
     )
     generator_retries: int = _setting(
         "GENERATOR_RETRIES", 3, _integer(0, 100), "Deliveries after the first that failed, for each attempt."
     )
     generator_retry_delay_ms: str = _setting(
-        "GENERATOR_RETRY_DELAY", "1000 * pow(2, retried)", _text,
+        "GENERATOR_RETRY_DELAY",
+        "1000 * pow(2, retried)",
+        _text,
         "Milliseconds before a retry, as a QStash expression over `retried` (0 at the first).",
     )
     task_deadline_seconds: float = _setting(
         "TASK_DEADLINE_SECONDS", 900.0, _seconds(1, 86_400), "How long a run may take before its task fails."
     )
     data_dir: Path = _setting(
-        "DATA_DIR", Path(".taskbeam"), Path, "Folder of the pictures, and of everything `up` keeps."
+        "DATA_DIR",
+        Path(".taskbeam"),
+        Path,
+        "Folder of the pictures, and of everything `up` keeps.",
     )
     log_level: str = _setting(
-        "LOG_LEVEL", "info", _choice("debug", "info", "warning", "error"), "The least severe line that is logged."
+        "LOG_LEVEL",
+        "info",
+        _choice("debug", "info", "warning", "error"),
+        "The least severe line that is logged.",
     )
     log_format: str = _setting(
         "LOG_FORMAT", "json", _choice("json", "console"), "One JSON object a line, or a line for people."

@@ -1,0 +1,79 @@
+"""Runs one ASGI app on uvicorn with the limits and the manners all our processes share.
+
+A subclass of uvicorn's Server, not its lifespan, tells the app that it is going down: lifespan teardown runs
+only after all connections have closed, and the streams close only when they are told.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from server.settings import Settings
+
+GRACEFUL_SECONDS = 3
+HEADER_BYTES_MAX = 32_768
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None] | None) -> None:
+        super().__init__(config)
+        self._on_exit = on_exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._on_exit is not None and not self.should_exit:
+            # A signal handler may interrupt anything: leave the work to the loop.
+            asyncio.get_running_loop().call_soon_threadsafe(self._on_exit)
+        super().handle_exit(sig, frame)
+
+
+def run_app(
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    fd: int | None = None,
+    on_exit: Callable[[], None] | None = None,
+    ws_max_size: int = 65_536,
+    graceful_seconds: int = GRACEFUL_SECONDS,
+) -> None:
+    """Serve `app` until SIGTERM or SIGINT, on `host:port` or on the listening socket `fd` handed on to us.
+
+    `on_exit` is called in the event loop as the first thing after the signal. Exits by the signal it caught.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        loop="uvloop",
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=ws_max_size,
+        ws_per_message_deflate=False,  # 40 kB a socket, and no frame could be shared
+        ws_ping_interval=20.0,
+        ws_ping_timeout=20.0,
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=True,
+        proxy_headers=False,
+        timeout_graceful_shutdown=graceful_seconds,
+        timeout_keep_alive=20,
+        backlog=4096,
+    )
+    server = _Server(config, on_exit)
+    server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+
+
+def run_web(settings: Settings, fd: int | None = None) -> None:
+    """The web process: API, streams and pages."""
+    from server import log  # noqa: PLC0415  (the other processes do not need the web app's imports)
+    from server.app import build  # noqa: PLC0415
+
+    log.configure(settings, "web")
+    web = build(settings)
+    run_app(web.app, host=settings.host, port=settings.port, fd=fd, on_exit=web.closing)

@@ -1,0 +1,223 @@
+"""Writes tasks: each change is one statement that takes the next version of the row, guarded by its state.
+
+The event row is appended by the schema in the same transaction (sql/001_tasks.sql). Whoever calls gets the
+outcome after the commit; the change is handed to `publish` then, here and nowhere else, so that no caller can
+forget it. state.py says the same rules without SQL.
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import TypeAlias
+
+import asyncpg
+import msgspec
+
+from server import failpoints
+from server.db import Pool, acting_as
+from server.tasks import snapshot
+from server.tasks.snapshot import TaskChange
+from server.tasks.state import Complete, Fail, Outcome, Report, State, advance
+
+Publish: TypeAlias = Callable[[TaskChange], None]
+KNOWN_USERS_MAX = 10_000
+EXPIRED_A_STEP_MAX = 100
+
+
+class NoSuchTask(LookupError):
+    """No row has this task id."""
+
+
+class NoSuchUser(LookupError):
+    """The caller is not among the users of this database (deleted, or of another project)."""
+
+
+class TaskStore:
+    """All writes to tasks. `publish` must not block; `deadline_seconds` is the time one run may take."""
+
+    def __init__(self, pool: Pool, publish: Publish, *, public_url: str, deadline_seconds: float) -> None:
+        self._pool = pool
+        self._publish = publish
+        self._public_url = public_url
+        self._deadline_seconds = deadline_seconds
+        self._known_users: set[str] = set()
+
+    async def create(self, claims: str, user_id: str, prompt: str, params: bytes) -> TaskChange:
+        """Accept a task: row, first event and outgoing message in one transaction. Raises NoSuchUser."""
+        await self._ensure_user(user_id)
+        task_id = secrets.token_urlsafe(16)
+        try:
+            async with acting_as(self._pool, claims) as connection:
+                await connection.execute(
+                    """insert into public.image_generations (task_id, user_id, prompt, params, deadline_at)
+                       values ($1, $2, $3, $4, null)""",
+                    task_id,
+                    user_id,
+                    prompt,
+                    params.decode(),
+                )
+                (row,) = await connection.fetch("select * from taskbeam.changes where task_id = $1", task_id)
+                await connection.execute("select taskbeam.act_as_service()")
+                await connection.execute("insert into taskbeam.dispatches (task_id, attempt) values ($1, 1)", task_id)
+        except asyncpg.ForeignKeyViolationError:
+            self._known_users.discard(user_id)
+            raise NoSuchUser from None
+        change = snapshot.from_row(row, self._public_url)
+        self._publish(change)
+        return change
+
+    async def _ensure_user(self, user_id: str) -> None:
+        if user_id in self._known_users:
+            return
+        await self._pool.execute("select taskbeam.ensure_user($1)", user_id)
+        if len(self._known_users) >= KNOWN_USERS_MAX:
+            self._known_users.clear()
+        self._known_users.add(user_id)
+
+    async def report(self, task_id: str, report: Report) -> Outcome:
+        """A generator has begun or moved on. Raises NoSuchTask."""
+        version = await self._pool.fetchval(
+            """
+            update public.image_generations set
+              status = 'processing',
+              progress = case when $3 > delivery then $4 else coalesce($4, progress) end,
+              message = case when $3 > delivery then $5 else coalesce($5, message) end,
+              preview = case when $3 > delivery then $6 else coalesce($6, preview) end,
+              step = case when $3 > delivery then $7 else coalesce($7, step) end,
+              steps = case when $3 > delivery then $8 else coalesce($8, steps) end,
+              delivery = $3,
+              status_version = case when status = 'pending' then version + 1 else status_version end,
+              version = version + 1,
+              updated_at = clock_timestamp(),
+              deadline_at = coalesce(deadline_at, clock_timestamp() + $9 * interval '1 second')
+            where task_id = $1 and attempt = $2 and status in ('pending', 'processing') and $3 >= delivery
+              and ($3 > delivery
+                   or (($4::smallint is null or $4 >= coalesce(progress, 0))
+                       and (status = 'pending'
+                            or (coalesce($4, progress), coalesce($5, message), coalesce($6, preview),
+                                coalesce($7, step), coalesce($8, steps))
+                               is distinct from (progress, message, preview, step, steps))))
+            returning version
+            """,
+            task_id,
+            report.attempt,
+            report.delivery,
+            report.progress,
+            report.message,
+            report.preview,
+            report.step,
+            report.steps,
+            self._deadline_seconds,
+        )
+        return await self._outcome(task_id, report, version)
+
+    async def complete(self, task_id: str, change: Complete, *, jti: str | None = None) -> Outcome:
+        """End the run with its result. `jti` is the id of the signed callback that says so: it counts once.
+
+        Raises NoSuchTask.
+        """
+        row = await self._pool.fetchrow(
+            """
+            with seen as (
+              insert into taskbeam.callbacks_seen (jti) select $4::text where $4 is not null
+              on conflict do nothing returning jti
+            ), changed as (
+              update public.image_generations set
+                status = 'completed', result = $3, progress = 100,
+                version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
+              where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
+                and ($4 is null or exists (select from seen))
+              returning version
+            )
+            select (select version from changed) as version, $4 is null or exists (select from seen) as fresh
+            """,
+            task_id,
+            change.attempt,
+            change.result,
+            jti,
+        )
+        return await self._counted(task_id, change, row)
+
+    async def fail(self, task_id: str, change: Fail, *, jti: str | None = None) -> Outcome:
+        """End the run without a result; `jti` as in complete(). Raises NoSuchTask."""
+        row = await self._pool.fetchrow(
+            """
+            with seen as (
+              insert into taskbeam.callbacks_seen (jti) select $6::text where $6 is not null
+              on conflict do nothing returning jti
+            ), changed as (
+              update public.image_generations set
+                status = 'failed', error = $3, error_code = $4, cancelled = $5,
+                version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
+              where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
+                and ($6 is null or exists (select from seen))
+              returning version
+            )
+            select (select version from changed) as version, $6 is null or exists (select from seen) as fresh
+            """,
+            task_id,
+            change.attempt,
+            change.error,
+            change.error_code,
+            change.cancelled,
+            jti,
+        )
+        return await self._counted(task_id, change, row)
+
+    async def _counted(self, task_id: str, change: Complete | Fail, row: asyncpg.Record | None) -> Outcome:
+        assert row is not None  # noqa: S101  (both statements end in a select without a FROM)
+        return await self._outcome(task_id, change, row["version"]) if row["fresh"] else "duplicate"
+
+    async def _outcome(self, task_id: str, change: Report | Complete | Fail, version: int | None) -> Outcome:
+        failpoints.reached("change.committed")
+        if version is None:
+            state = await self._state(task_id)
+            verdict = advance(state, change)
+            # It became possible since: whoever sends it again will find it applied.
+            return verdict if isinstance(verdict, str) else "stale"
+        await self._announce(task_id, version)
+        return "applied"
+
+    async def _announce(self, task_id: str, version: int) -> None:
+        row = await self._pool.fetchrow(
+            "select * from taskbeam.changes where task_id = $1 and version = $2", task_id, version
+        )
+        if row is not None:  # deleted meanwhile: nobody is left to be told
+            self._publish(snapshot.from_row(row, self._public_url))
+
+    async def _state(self, task_id: str) -> State:
+        row = await self._pool.fetchrow(
+            """select status::text, attempt, delivery, progress, message, preview, step, steps, result, error,
+                      error_code, cancelled, version, status_version
+                 from public.image_generations where task_id = $1""",
+            task_id,
+        )
+        if row is None:
+            raise NoSuchTask(task_id)
+        return msgspec.convert(dict(row), State)
+
+    async def is_cancelled(self, task_id: str, attempt: int) -> bool:
+        """Whether this run need not go on: its task was cancelled, or a later attempt has replaced it."""
+        row = await self._pool.fetchrow(
+            "select cancelled, attempt from public.image_generations where task_id = $1", task_id
+        )
+        return row is None or row["cancelled"] or row["attempt"] > attempt
+
+    async def expire(self) -> int:
+        """End the tasks whose deadline has passed, a bounded number; returns how many."""
+        rows = await self._pool.fetch(
+            """
+            update public.image_generations set
+              status = 'failed', error_code = 'timeout',
+              error = 'The generator did not finish in time', version = version + 1,
+              status_version = version + 1, updated_at = clock_timestamp()
+            where task_id in (
+              select task_id from public.image_generations
+               where status in ('pending', 'processing') and deadline_at < now()
+               order by deadline_at limit $1 for update skip locked)
+            returning task_id, version
+            """,
+            EXPIRED_A_STEP_MAX,
+        )
+        for row in rows:
+            await self._announce(row["task_id"], row["version"])
+        return len(rows)
