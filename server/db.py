@@ -37,6 +37,9 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.LockNotAvailableError,
 )
 
+# What a loop that must go on for ever takes in its stride.
+DATABASE_ERRORS: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)
+
 
 async def open_pool(settings: Settings, *, application: str, size: int | None = None) -> Pool:
     """A pool whose connections act as service_role; `application` shows in pg_stat_activity.

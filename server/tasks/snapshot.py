@@ -47,13 +47,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class TaskChange(msgspec.Struct, frozen=True):
-    """A version of a task, ready to send. `seq` is its number among its owner's events, 0 where unknown."""
+    """A version of a task, ready to send.
+
+    `seq` is its number among its owner's events, 0 where unknown; `at` when it was made, in Unix seconds.
+    """
 
     task_id: str
     version: int
     status_version: int
     status: Status
     seq: int
+    at: float
     body: bytes
     user_id: str = ""
 
@@ -72,6 +76,7 @@ class _Head(msgspec.Struct, frozen=True, rename="camel"):
     version: int
     status_version: int
     status: Status
+    updated_at: dt.datetime
 
 
 _encode = msgspec.json.Encoder().encode
@@ -113,6 +118,7 @@ def from_row(row: asyncpg.Record, public_url: str) -> TaskChange:
         row["status_version"],
         row["status"],
         row["owner_seq"],
+        row["at"].timestamp(),
         body,
         str(row["user_id"]),
     )
@@ -121,7 +127,9 @@ def from_row(row: asyncpg.Record, public_url: str) -> TaskChange:
 def from_body(body: bytes, seq: int = 0) -> TaskChange:
     """A change from an encoded snapshot, as the bus carries it. Raises msgspec.ValidationError or DecodeError."""
     head = _decode_head(body)
-    return TaskChange(head.task_id, head.version, head.status_version, head.status, seq, body)
+    return TaskChange(
+        head.task_id, head.version, head.status_version, head.status, seq, head.updated_at.timestamp(), body
+    )
 
 
 def with_advice(body: bytes, *, poll_after_ms: int | None) -> bytes:

@@ -1,0 +1,192 @@
+"""Follows tasks for one client: subscribe first, then read what was missed, then live.
+
+In that order nothing can fall between: what commits before the read is in the read, what commits after it comes
+through the subscription, and what comes twice is dropped by its position. A follower is the same for every
+transport; it has no task of its own, its transport waits on `wake`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import structlog
+
+from server.auth import Caller
+from server.db import UNAVAILABLE
+from server.push import hub, wire
+from server.push.bus import RedisBus
+from server.tasks.reading import HISTORY_CHUNK, TaskReader
+from server.tasks.snapshot import TaskChange
+from server.tasks.state import TERMINAL
+
+log = structlog.get_logger()
+
+# How long a join waits for Redis to confirm: longer costs a healthy client time, shorter risks one tick.
+CONFIRM_SECONDS = 0.25
+REREAD_SECONDS = 0.5
+
+# From a position: the items after it, the position they reach, and whether there is more.
+Read: TypeAlias = Callable[[int], Awaitable[tuple[list[hub.Item], int, bool]]]
+
+
+class Follower:
+    """What one client sees of one topic. `sync` says how it joined; `first` are the changes to begin with."""
+
+    def __init__(self, following: "Following", subscription: hub.Subscription, read: Read) -> None:
+        self._following = following
+        self._subscription = subscription
+        self._read = read
+        self.sync = wire.Sync(0, 0, "live", True)
+        self.first: list[TaskChange] = []
+        self.over = False  # the task had ended at the cursor: nothing will ever follow
+        self.only: frozenset[str] | None = None  # of many tasks, these
+        self.open: set[str] = set()  # of `only`, those not yet finished
+
+    @property
+    def closing(self) -> bool:
+        return self._subscription.closing
+
+    @property
+    def finished(self) -> bool:
+        """Whether all the tasks named have ended, and everything up to there was taken."""
+        return self.only is not None and not self.open and not self._subscription.gap
+
+    @property
+    def company(self) -> int:
+        """How many followers this process has."""
+        return len(self._following.hub)
+
+    async def ready(self) -> list[hub.Item]:
+        """What can be sent now, in order; reads the log where the bus left a gap."""
+        subscription = self._subscription
+        if subscription.gap and not subscription.inbox:
+            subscription.gap = False
+            try:
+                items, reached, more = await self._read(subscription.received)
+            except UNAVAILABLE as error:
+                log.warning("history_unavailable", reason=type(error).__name__)
+                subscription.gap = True
+                asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.wake)
+                return []
+            for item in items:
+                subscription.offer(item)
+            subscription.skip_to(reached)
+            subscription.gap = subscription.gap or more
+        items = [item for item in subscription.take() if self._wanted(item.change)]
+        if subscription.gap:
+            subscription.wake()
+        return items
+
+    def _wanted(self, change: TaskChange) -> bool:
+        if self.only is None:
+            return True
+        if change.task_id not in self.only:
+            return False
+        if change.status in TERMINAL:
+            self.open.discard(change.task_id)
+        else:
+            self.open.add(change.task_id)
+        return True
+
+    def close(self) -> None:
+        """Idempotent; every follower must be closed."""
+        self._following.hub.unsubscribe(self._subscription)
+
+
+class Following:
+    """Opens followers. Everything is read as the caller, so row level security decides what can be followed."""
+
+    def __init__(self, followers: hub.Hub, bus: RedisBus, reader: TaskReader) -> None:
+        self.hub = followers
+        self._bus = bus
+        self._reader = reader
+
+    async def _subscribe(self, topic: str, after: int, wake: Callable[[], None]) -> hub.Subscription:
+        subscription = self.hub.subscribe(topic, after, wake)
+        try:
+            await self._bus.subscribed(topic, CONFIRM_SECONDS)
+        except BaseException:
+            self.hub.unsubscribe(subscription)
+            raise
+        return subscription
+
+    async def task(self, caller: Caller, task_id: str, after: int, wake: Callable[[], None]) -> Follower | None:
+        """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
+
+        async def read(position: int) -> tuple[list[hub.Item], int, bool]:
+            changes = await self._reader.since(caller.claims, task_id, position)
+            return hub.task_items(changes, position), position, False
+
+        subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
+        follower = Follower(self, subscription, read)
+        try:
+            changes = await self._reader.since(caller.claims, task_id, after)
+        except BaseException:
+            follower.close()
+            raise
+        if not changes:
+            follower.close()
+            return None
+        newest = changes[-1]
+        if after == 0:
+            follower.sync = wire.Sync(0, newest.version, "snapshot", recovered=False)
+            follower.first = [newest]
+        elif newest.version > after:
+            follower.sync = wire.Sync(after, newest.version, "replay", recovered=True)
+            follower.first = [item.change for item in hub.task_items(changes, after)]
+        else:
+            follower.sync = wire.Sync(after, newest.version, "live", recovered=newest.version == after)
+        follower.over = newest.is_terminal and newest.version <= after
+        _begin(subscription, max(after, newest.version))
+        return follower
+
+    async def all(
+        self, caller: Caller, after: int | None, wake: Callable[[], None], only: frozenset[str] | None = None
+    ) -> Follower | None:
+        """Follow all of the caller's tasks, or `only` some, from the number `after` (None: from now).
+
+        None where the caller cannot see one of `only`: a partial answer would tell them apart.
+        """
+
+        async def read(position: int) -> tuple[list[hub.Item], int, bool]:
+            changes = await self._reader.all_since(caller.claims, caller.user_id, position)
+            reached = changes[-1].seq if changes else position
+            return list(map(hub.user_item, changes)), reached, len(changes) == HISTORY_CHUNK
+
+        subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
+        follower = Follower(self, subscription, read)
+        try:
+            seq, tasks = await self._reader.overview(caller.claims, caller.user_id, sorted(only) if only else None)
+        except BaseException:
+            follower.close()
+            raise
+        if only is not None:
+            if len(tasks) != len(only):
+                follower.close()
+                return None
+            follower.only = only
+            follower.open = {task.task_id for task in tasks if not task.is_terminal}
+            follower.over = not follower.open and after is not None and after >= max(task.seq for task in tasks)
+        cursor = wire.owner_cursor
+        if after is None or after > seq:
+            follower.sync = wire.Sync(cursor(after or 0), cursor(seq), "snapshot", recovered=False)
+            follower.first = tasks
+            _begin(subscription, seq)
+        else:
+            mode: wire.Mode = "replay" if after < seq else "live"
+            follower.sync = wire.Sync(cursor(after), cursor(seq), mode, recovered=True)
+            _begin(subscription, after)
+            subscription.gap = after < seq  # history comes in chunks, as the client takes them
+        return follower
+
+
+def _begin(subscription: hub.Subscription, position: int) -> None:
+    """Everything up to `position` was read; what the bus brought meanwhile joins it or is a gap to be filled."""
+    early = list(subscription.inbox)
+    subscription.inbox.clear()
+    missed = subscription.gap
+    subscription.gap = False
+    subscription.received = subscription.taken = position
+    for item in early:
+        subscription.offer(item)
+    subscription.gap = subscription.gap or missed

@@ -1,0 +1,104 @@
+"""The tick: once a second, ask Postgres what changed of late, and hand followers what they have not seen.
+
+It always runs, Redis healthy or not, because a bus that confirms SUBSCRIBE and then delivers nothing cannot be
+told from a quiet one. One light query over the last few seconds of the log, whatever the number of followers;
+a second one only for what turns out to be missing.
+
+The window reaches back behind the last tick that succeeded by more than a write transaction may last: an event
+carries the time at which it was written, but becomes visible when it commits.
+"""
+
+import asyncio
+import datetime as dt
+
+import asyncpg
+import structlog
+
+from server.db import DATABASE_ERRORS, STATEMENT_TIMEOUT_MS
+from server.metrics import Metrics
+from server.push import hub
+from server.tasks.reading import Recent, TaskReader
+from server.tasks.snapshot import TaskChange
+
+log = structlog.get_logger()
+
+PERIOD_SECONDS = 1.0
+WINDOW = dt.timedelta(milliseconds=STATEMENT_TIMEOUT_MS + 2_000)
+LISTEN_RETRY_SECONDS = 2.0
+NOTICE_CHANNEL = "taskbeam"
+
+
+class Tick:
+    """`poke()` makes the next tick come at once."""
+
+    def __init__(self, reader: TaskReader, followers: hub.Hub, metrics: Metrics) -> None:
+        self._reader = reader
+        self._hub = followers
+        self._metrics = metrics
+        self._poked = asyncio.Event()
+        self._since: dt.datetime | None = None
+
+    def poke(self) -> None:
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failing = False
+        while True:
+            try:
+                await self._once()
+                failing = False
+            except DATABASE_ERRORS as error:
+                self._metrics.tick_failures.inc()
+                if not failing:
+                    log.warning("tick_failed", reason=type(error).__name__)
+                failing = True
+            try:
+                await asyncio.wait_for(self._poked.wait(), PERIOD_SECONDS)
+            except TimeoutError:
+                continue
+            self._poked.clear()
+
+    async def _once(self) -> None:
+        now, recent = await self._reader.changed_since(self._since, WINDOW)
+        await self._tell(recent)
+        self._since = now  # only now: what could not be told is looked for again
+
+    async def _tell(self, recent: list[Recent]) -> None:
+        missing: dict[str, int] = {}
+        for change in recent:
+            seen = self._hub.behind(hub.task_topic(change.task_id), change.version)
+            if seen is not None:
+                missing[change.task_id] = seen
+            topic = hub.user_topic(change.user_id)
+            if self._hub.behind(topic, change.seq) is not None:
+                self._metrics.tick_catches.inc()
+                self._hub.nudge(topic)
+        if not missing:
+            return
+        self._metrics.tick_catches.inc(len(missing))
+        by_task: dict[str, list[TaskChange]] = {}
+        for task_change in await self._reader.missed(missing):
+            by_task.setdefault(task_change.task_id, []).append(task_change)
+        for task_id, changes in by_task.items():
+            self._hub.deliver(hub.task_topic(task_id), hub.task_items(changes, missing[task_id]))
+
+
+async def listen_for_notices(url: str, tick: Tick) -> None:
+    """Poke the tick whenever somebody else changes a task (sql/001: their trigger sends a notice), for ever.
+
+    A connection of its own, since LISTEN belongs to a session. Without it such a change waits for the tick.
+    """
+    while True:
+        lost = asyncio.Event()
+        try:
+            connection = await asyncpg.connect(url, timeout=5, server_settings={"application_name": "taskbeam notices"})
+            try:
+                connection.add_termination_listener(lambda _, lost=lost: lost.set())
+                await connection.add_listener(NOTICE_CHANNEL, lambda *_: tick.poke())
+                await lost.wait()
+            finally:
+                connection.terminate()
+        except DATABASE_ERRORS as error:
+            log.warning("notices_lost", reason=type(error).__name__)
+        await asyncio.sleep(LISTEN_RETRY_SECONDS)

@@ -1,0 +1,99 @@
+"""What goes over the wire to followers: SSE and WebSocket frames, and the cursors in them. Pure.
+
+Data is JSON on one line, ids and event names come from a closed set, so no value can end a line and begin an
+event of its own (WHATWG HTML, 9.2.6: a lone CR ends a line too, and JSON escapes it).
+"""
+
+import re
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from server.errors import Problem, problem_body
+from server.tasks.snapshot import TaskChange
+
+Mode: TypeAlias = Literal["live", "replay", "snapshot"]
+VERSION_MAX = 2**31 - 1
+SEQ_MAX = 2**53
+
+HEARTBEAT = b": heartbeat\n\n"
+
+
+class BadCursor(ValueError):
+    """Not a version, or not an opaque cursor of ours."""
+
+
+class Sync(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """How a follower joined: from its cursor (0 without one) to the newest; `recovered`: nothing was lost.
+
+    live: there was nothing to send; replay: what lies after the cursor follows; snapshot: the present follows,
+    because there was no cursor, or one that could not be continued.
+    """
+
+    from_: int | str
+    to: int | str
+    mode: Mode
+    recovered: bool
+
+
+def parse_version(text: str) -> int:
+    """The cursor of one task: its version, 0 for none. Raises BadCursor."""
+    if not re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) or int(text) > VERSION_MAX:
+        raise BadCursor("a cursor of one task is the version of the last event, a whole number")
+    return int(text)
+
+
+def owner_cursor(seq: int) -> str:
+    """The opaque cursor of a stream of many tasks: all of the owner's events up to `seq` were delivered."""
+    return f"s{seq}"
+
+
+def parse_owner_cursor(text: str) -> int:
+    """The number in an opaque cursor; `0` means none. Raises BadCursor."""
+    if text == "0":
+        return 0
+    if not re.fullmatch(r"s[0-9]{1,16}", text, re.ASCII) or int(text[1:]) > SEQ_MAX:
+        raise BadCursor("the cursor of many tasks is the id of the last event, as it was sent")
+    return int(text[1:])
+
+
+def kind(change: TaskChange) -> Literal["status", "progress"]:
+    """The name of the event: a change of status or attempt, or mere progress."""
+    return "status" if change.is_status else "progress"
+
+
+def sse(event: str, data: bytes, event_id: str | None = None) -> bytes:
+    """One server-sent event."""
+    head = f"event: {event}\n" if event_id is None else f"id: {event_id}\nevent: {event}\n"
+    return head.encode() + b"data: " + data + b"\n\n"
+
+
+def sse_change(change: TaskChange, event_id: str | None) -> bytes:
+    return sse(kind(change), change.body, event_id)
+
+
+def sse_retry(ms: int) -> bytes:
+    """How long the browser waits before it reconnects by itself."""
+    return f"retry: {ms}\n\n".encode()
+
+
+def sse_sync(sync: Sync, event_id: str | None = None) -> bytes:
+    return sse("sync", msgspec.json.encode(sync), event_id)
+
+
+def sse_refused(problem: Problem) -> bytes:
+    """What would be a 4xx or 5xx: told in a stream, because a status code would close EventSource for ever."""
+    return sse("refused", msgspec.json.encode(problem_body(problem)))
+
+
+def sse_bye(reason: str) -> bytes:
+    return sse("bye", msgspec.json.encode({"reason": reason}))
+
+
+def ws_change(change: TaskChange, cursor: str) -> bytes:
+    """`{"type":"status"|"progress","task":snapshot,"cursor":…}`"""
+    return b'{"type":"%s","task":%s,"cursor":"%s"}' % (kind(change).encode(), change.body, cursor.encode())
+
+
+def ws_message(kind: str, **members: Any) -> bytes:
+    return msgspec.json.encode({"type": kind, **members})

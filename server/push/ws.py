@@ -1,0 +1,268 @@
+"""Many tasks over one WebSocket: thin, like sse.py; what a client sees of a task is decided in follow.py.
+
+One task of the event loop reads, one writes. Nothing the client sends ends the connection but what RFC 6455
+says must: malformed JSON or binary (1007), a message too long (1009, by the server).
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Annotated, TypeAlias
+
+import msgspec
+import structlog
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+
+from server.auth import Caller, caller_of
+from server.db import UNAVAILABLE
+from server.errors import (
+    BadRequest,
+    InvalidCursor,
+    InvalidParameter,
+    Problem,
+    TaskNotFound,
+    Unavailable,
+    problem_body,
+)
+from server.metrics import Metrics
+from server.push import wire
+from server.push.follow import Follower, Following
+from server.tasks import snapshot
+
+log = structlog.get_logger()
+
+SUBSCRIPTIONS_MAX = 1_000
+TASK_IDS_A_MESSAGE_MAX = 500
+SEND_SECONDS_MAX = 30.0
+ALL = "*"
+
+TaskIds: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=TASK_IDS_A_MESSAGE_MAX)]
+
+
+class Subscribe(msgspec.Struct, tag="subscribe", rename="camel"):
+    """Follow named tasks, each from its version, or all from an opaque cursor."""
+
+    task_ids: TaskIds = []
+    all: bool = False
+    after: dict[str, int] | str | None = None
+
+
+class Unsubscribe(msgspec.Struct, tag="unsubscribe", rename="camel"):
+    task_ids: TaskIds = []
+    all: bool = False
+
+
+class Ping(msgspec.Struct, tag="ping"):
+    pass
+
+
+Message: TypeAlias = Subscribe | Unsubscribe | Ping
+_decode = msgspec.json.Decoder(Message).decode
+
+
+class _Typed(msgspec.Struct):
+    type: str
+
+
+class Sockets:
+    """WS /api/generate/ws"""
+
+    def __init__(self, following: Following, metrics: Metrics) -> None:
+        self._following = following
+        self._metrics = metrics
+
+    async def __call__(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        gauge = self._metrics.streams.labels("websocket")
+        gauge.inc()
+        connection = _Connection(websocket, caller_of(websocket), self._following, self._metrics)
+        try:
+            await connection.run()
+        finally:
+            gauge.dec()
+            connection.release()
+
+
+class _Connection:
+    def __init__(self, websocket: WebSocket, caller: Caller, following: Following, metrics: Metrics) -> None:
+        self._websocket = websocket
+        self._caller = caller
+        self._following = following
+        self._metrics = metrics
+        self._followers: dict[str, Follower] = {}
+        self._dirty: dict[str, None] = {}
+        self._wake = asyncio.Event()
+        self._sending = asyncio.Lock()
+
+    async def run(self) -> None:
+        # The hub wakes followers when the process goes; a connection that follows nothing needs one as well.
+        presence = self._following.hub.subscribe("presence", 0, self._wake.set)
+        writer = asyncio.create_task(self._write())
+        reader = asyncio.create_task(self._read())
+        try:
+            await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._following.hub.unsubscribe(presence)
+            for task in (writer, reader):
+                task.cancel()
+            results = await asyncio.gather(writer, reader, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect | OSError | RuntimeError):
+                raise result
+
+    def release(self) -> None:
+        for follower in self._followers.values():
+            follower.close()
+        self._followers.clear()
+
+    async def _send(self, data: bytes) -> None:
+        async with self._sending, asyncio.timeout(SEND_SECONDS_MAX):
+            await self._websocket.send_text(data.decode())
+
+    async def _close(self, code: int, reason: str) -> None:
+        if self._websocket.application_state is not WebSocketState.DISCONNECTED:
+            await self._websocket.close(code, reason)
+
+    async def _read(self) -> None:
+        while True:
+            event = await self._websocket.receive()
+            if event["type"] == "websocket.disconnect":
+                break
+            text = event.get("text")
+            if text is None:
+                await self._close(1003, "text messages only")
+                break
+            try:
+                message = _decode(text)
+            except msgspec.ValidationError as error:
+                await self._refuse([], _unknown(text) or BadRequest(str(error)))
+            except (msgspec.DecodeError, RecursionError):
+                await self._close(1007, "not JSON")
+                break
+            else:
+                await self._obey(message)
+
+    async def _refuse(self, task_ids: list[str], problem: Problem) -> None:
+        await self._send(wire.ws_message("refused", taskIds=task_ids, problem=problem_body(problem)))
+
+    async def _obey(self, message: Message) -> None:
+        match message:
+            case Ping():
+                await self._send(wire.ws_message("pong"))
+            case Unsubscribe(task_ids=task_ids, all=everything):
+                for key in [ALL] if everything else task_ids:
+                    self._drop(key)
+            case Subscribe(all=True):
+                await self._subscribe_all(message)
+            case Subscribe(task_ids=[]):
+                await self._refuse([], InvalidParameter("name taskIds, or all"))
+            case Subscribe():
+                await self._subscribe_tasks(message)
+
+    def _drop(self, key: str) -> None:
+        follower = self._followers.pop(key, None)
+        self._dirty.pop(key, None)
+        if follower is not None:
+            follower.close()
+
+    def _waker(self, key: str) -> Callable[[], None]:
+        def wake() -> None:
+            self._dirty[key] = None
+            self._wake.set()
+
+        return wake
+
+    async def _subscribe_all(self, message: Subscribe) -> None:
+        try:
+            after = wire.parse_owner_cursor(message.after) if isinstance(message.after, str) else 0
+        except wire.BadCursor as error:
+            return await self._refuse([], InvalidCursor(str(error)))
+        self._drop(ALL)
+        try:
+            follower = await self._following.all(self._caller, after or None, self._waker(ALL))
+        except UNAVAILABLE:
+            return await self._refuse([], Unavailable())
+        if follower is not None:
+            await self._started(ALL, [], follower)
+        return None
+
+    async def _subscribe_tasks(self, message: Subscribe) -> None:
+        after = message.after if isinstance(message.after, dict) else {}
+        for task_id in dict.fromkeys(message.task_ids):
+            if task_id not in self._followers and len(self._followers) >= SUBSCRIPTIONS_MAX:
+                await self._refuse([task_id], InvalidParameter(f"{SUBSCRIPTIONS_MAX} subscriptions at most"))
+                continue
+            version = after.get(task_id, 0)
+            if not 0 <= version <= wire.VERSION_MAX:
+                await self._refuse([task_id], InvalidCursor("a version is a whole number"))
+                continue
+            self._drop(task_id)
+            try:
+                valid = snapshot.TASK_ID.fullmatch(task_id)
+                follower = (
+                    await self._following.task(self._caller, task_id, version, self._waker(task_id)) if valid else None
+                )
+            except UNAVAILABLE:
+                await self._refuse([task_id], Unavailable())
+                continue
+            if follower is None:
+                await self._refuse([task_id], TaskNotFound())
+            else:
+                await self._started(task_id, [task_id], follower)
+
+    async def _started(self, key: str, task_ids: list[str], follower: Follower) -> None:
+        """Say how it joined and what is so; only then may the writer take over."""
+        try:
+            await self._send(wire.ws_message("subscribed", taskIds=task_ids, sync=follower.sync))
+            for change in follower.first:
+                await self._send_change(change, str(follower.sync.to if key == ALL else change.version))
+        except BaseException:
+            follower.close()
+            raise
+        if key != ALL and (follower.over or (follower.first and follower.first[-1].is_terminal)):
+            follower.close()
+            return
+        self._followers[key] = follower
+        self._waker(key)()
+
+    async def _write(self) -> None:
+        while not self._following.hub.closing:
+            self._wake.clear()
+            while self._dirty:
+                key = next(iter(self._dirty))
+                del self._dirty[key]
+                follower = self._followers.get(key)
+                if follower is not None:
+                    await self._forward(key, follower)
+            await self._wake.wait()
+        spread_ms = max(1_000, len(self._following.hub))
+        again_ms = 500 + random.randint(0, spread_ms)  # noqa: S311  (spreads reconnects)
+        await self._send(wire.ws_message("bye", reason="restarting", retryMs=again_ms))
+        await self._close(1012, "restarting")
+
+    async def _forward(self, key: str, follower: Follower) -> None:
+        for position, _, change in await follower.ready():
+            self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
+            await self._send_change(change, wire.owner_cursor(position) if key == ALL else str(change.version))
+            if key != ALL and change.is_terminal:
+                self._drop(key)
+                return
+
+    async def _send_change(self, change: snapshot.TaskChange, cursor: str) -> None:
+        self._metrics.events.labels("websocket").inc()
+        await self._send(wire.ws_change(change, cursor))
+
+
+def _unknown(text: str) -> Problem | None:
+    """A message of a type that there is not, as opposed to one of ours that is wrong."""
+    try:
+        kind = msgspec.json.decode(text, type=_Typed).type
+    except msgspec.MsgspecError:
+        return None
+    known = ("subscribe", "unsubscribe", "ping")
+    return (
+        None
+        if kind in known
+        else BadRequest(f"there is no message of type {kind[:40]!r}; there are {', '.join(known)}")
+    )
