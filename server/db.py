@@ -5,14 +5,18 @@ Every connection works as `service_role` (callbacks, outbox, clean-up). What a b
 security decides what is visible and nothing leaks to the connection's next borrower.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 import asyncpg
 import asyncpg.pool
+import structlog
 
 from server.settings import Settings
+
+log = structlog.get_logger()
 
 # Generic for the type checker only: asyncpg's classes cannot be subscripted when they run.
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
@@ -21,6 +25,9 @@ Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 # The tick re-reads the changes of the last few seconds; no write of ours may be under way for longer.
 STATEMENT_TIMEOUT_MS = 3_000
 ACQUIRE_TIMEOUT_SECONDS = 5.0
+START_SECONDS_MAX = 30.0
+CLOSE_SECONDS_MAX = 1.0
+LISTEN_RETRY_SECONDS = 2.0
 
 # What a route may answer with 503 and a follower may wait out: Postgres is away, restarting or full.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
@@ -61,6 +68,52 @@ async def open_pool(settings: Settings, *, application: str, size: int | None = 
             "jit": "off",  # every statement here is short
         },
     )
+
+
+async def open_patiently(settings: Settings, *, application: str, probe: str) -> Pool:
+    """open_pool(), but wait a while for Postgres to come up and for the migration that makes `probe` work.
+
+    A platform starts all processes at once. Raises what the last try raised after START_SECONDS_MAX.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + START_SECONDS_MAX
+    while True:
+        try:
+            pool = await open_pool(settings, application=application)
+            await pool.fetchval(probe)
+            return pool
+        except DATABASE_ERRORS as error:
+            if loop.time() > deadline or isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+                raise
+            log.warning("waiting_for_postgres", reason=f"{type(error).__name__}: {error}")
+            await asyncio.sleep(0.5)
+
+
+async def close_pool(pool: Pool) -> None:
+    """Close, but do not wait long for whoever still holds a connection."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(pool.close(), CLOSE_SECONDS_MAX)
+
+
+async def listen(url: str, channel: str, heard: Callable[[], None]) -> None:
+    """Call `heard` for every notice on the channel, and after each new connection; for ever.
+
+    A connection of its own, since LISTEN belongs to a session. Notices are hints: whoever needs them polls too.
+    """
+    while True:
+        lost = asyncio.Event()
+        try:
+            connection = await asyncpg.connect(url, timeout=ACQUIRE_TIMEOUT_SECONDS)
+            try:
+                connection.add_termination_listener(lambda _, lost=lost: lost.set())
+                await connection.add_listener(channel, lambda *_: heard())
+                heard()
+                await lost.wait()
+            finally:
+                connection.terminate()
+        except DATABASE_ERRORS as error:
+            log.warning("notices_lost", channel=channel, reason=type(error).__name__)
+        await asyncio.sleep(LISTEN_RETRY_SECONDS)
 
 
 @contextlib.asynccontextmanager

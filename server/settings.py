@@ -245,6 +245,11 @@ class Settings:
         return settings
 
     @property
+    def callback_base(self) -> str:
+        """The URL that callbacks and reports are sent below."""
+        return self.callback_url or self.public_url or f"http://{self.host}:{self.port}"
+
+    @property
     def signing_keys(self) -> tuple[str, ...]:
         """The keys a callback may be signed with, current first."""
         return tuple(k for k in (self.qstash_current_signing_key, self.qstash_next_signing_key) if k)

@@ -1,69 +1,49 @@
 """Redis pub/sub: hints that something changed, with the change itself; never the truth (that is Postgres).
 
-One connection a process listens, SUBSCRIBE by need, never PSUBSCRIBE; another publishes, from a bounded queue,
-so that Redis can neither hold up a commit nor fill the memory. The listener pings every second and starts over
-when no pong comes in three: a half-open connection is not noticed otherwise. What is lost meanwhile the tick
-finds in Postgres.
+One connection a process listens, SUBSCRIBE by need, never PSUBSCRIBE (publisher.py is the other direction). It
+pings every second and starts over when no pong comes in three: a half-open connection is not noticed otherwise.
+What is lost meanwhile the tick finds in Postgres.
 """
 
 import asyncio
 import contextlib
 import random
-from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import redis.asyncio
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from server.metrics import Metrics
 from server.push import hub
-from server.tasks import snapshot
-from server.tasks.snapshot import TaskChange
+from server.push.publisher import CONNECT_SECONDS_MAX, UNAVAILABLE, connect, decode
 
 Deliver: TypeAlias = Callable[[str, list[hub.Item]], None]
 log = structlog.get_logger()
 
 PING_SECONDS = 1.0
 PONG_SECONDS_MAX = 3.0
-CONNECT_SECONDS_MAX = 2.0
-PUBLISH_SECONDS_MAX = 1.0
 RECONNECT_SECONDS_MAX = 2.0
-QUEUE_MAX = 10_000
-PIPELINE_MAX = 500
-UNAVAILABLE = (redis.exceptions.RedisError, OSError, TimeoutError)
 
 
 class RedisBus:
-    """`deliver(topic, items)` is called for every message; `reconnected` after every new connection."""
+    """Say what is wanted with subscribe() and unsubscribe(); `run()` does the rest."""
 
-    def __init__(
-        self, url: str, prefix: str, deliver: Deliver, reconnected: Callable[[], None], metrics: Metrics
-    ) -> None:
+    def __init__(self, url: str, prefix: str, metrics: Metrics) -> None:
         self._url = url
         self._prefix = prefix
-        self._deliver = deliver
-        self._reconnected = reconnected
         self._metrics = metrics
         self._wanted: set[str] = set()
         self._requested: set[str] = set()
         self._confirmed: set[str] = set()
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._change = asyncio.Event()
-        self._queue: deque[TaskChange] = deque(maxlen=QUEUE_MAX)
-        self._queued = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
         self.connected = False
+        self._ever = asyncio.Event()
 
-    def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._send())]
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def started(self, seconds: float) -> None:
+        """Return when Redis has answered for the first time, or after `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ever.wait(), seconds)
 
     # Subscribing: the hub says what is wanted, the listening task brings it about.
 
@@ -93,12 +73,16 @@ class RedisBus:
 
     # Listening
 
-    async def _listen(self) -> None:
+    async def run(self, deliver: Deliver, connected: Callable[[], None]) -> None:
+        """Listen until cancelled, starting over as often as it takes.
+
+        `deliver(topic, items)` is called for every message, `connected` after every new connection.
+        """
         attempt = 0
         while True:
             started = asyncio.get_running_loop().time()
             try:
-                await self._listen_once()
+                await self._listen_once(deliver, connected)
             except UNAVAILABLE as error:
                 if self.connected:
                     log.warning("redis_lost", reason=type(error).__name__)
@@ -108,8 +92,8 @@ class RedisBus:
             pause = min(RECONNECT_SECONDS_MAX, 0.05 * 2**attempt)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  (spreads reconnects)
 
-    async def _listen_once(self) -> None:
-        client = self._client(socket_timeout=None)
+    async def _listen_once(self, deliver: Deliver, connected: Callable[[], None]) -> None:
+        client = connect(self._url, socket_timeout=None)
         pubsub = client.pubsub()
         self._requested.clear()
         self._confirmed.clear()
@@ -127,7 +111,7 @@ class RedisBus:
                     message = await pubsub.get_message(timeout=PING_SECONDS)
                     if message is not None:
                         heard = loop.time()
-                        self._heard(message)
+                        self._heard(message, deliver, connected)
                     elif loop.time() - heard > PONG_SECONDS_MAX:
                         raise TimeoutError("no pong")
             finally:
@@ -155,9 +139,9 @@ class RedisBus:
             except TimeoutError:
                 await pubsub.ping()
 
-    def _heard(self, message: dict[str, Any]) -> None:
+    def _heard(self, message: dict[str, Any], deliver: Deliver, connected: Callable[[], None]) -> None:
         if message["type"] == "message":
-            self._message(message["channel"].decode()[len(self._prefix) :], message["data"])
+            self._message(message["channel"].decode()[len(self._prefix) :], message["data"], deliver)
         elif message["type"] == "subscribe":
             topic = message["channel"].decode()[len(self._prefix) :]
             if topic in self._wanted:
@@ -167,77 +151,16 @@ class RedisBus:
                     future.set_result(None)
         elif message["type"] == "pong" and not self.connected:
             self.connected = True
+            self._ever.set()
             self._metrics.bus_connected.set(1)
             log.info("redis_connected")
-            self._reconnected()
+            connected()
 
-    def _message(self, topic: str, data: bytes) -> None:
+    def _message(self, topic: str, data: bytes, deliver: Deliver) -> None:
         self._metrics.bus_received.inc()
         try:
             item = decode(topic, data)
         except ValueError as error:
             log.warning("bus_message_refused", topic=topic, reason=str(error))
             return
-        self._deliver(topic, [item])
-
-    # Publishing
-
-    def publish(self, change: TaskChange) -> None:
-        """Send to both channels soon; never blocks. When the queue is full the oldest hint goes."""
-        if len(self._queue) == QUEUE_MAX:
-            self._metrics.bus_dropped.inc()
-        self._queue.append(change)
-        self._queued.set()
-
-    async def _send(self) -> None:
-        client = self._client(socket_timeout=PUBLISH_SECONDS_MAX)
-        failing = False
-        while True:
-            await self._queued.wait()
-            batch = [self._queue.popleft() for _ in range(min(PIPELINE_MAX, len(self._queue)))]
-            if not self._queue:
-                self._queued.clear()
-            try:
-                pipeline = client.pipeline(transaction=False)
-                for change in batch:
-                    for topic, data in encode(change):
-                        pipeline.publish(self._prefix + topic, data)
-                async with asyncio.timeout(PUBLISH_SECONDS_MAX):
-                    await pipeline.execute()
-                self._metrics.bus_published.inc(len(batch))
-                failing = False
-            except UNAVAILABLE as error:
-                self._metrics.bus_dropped.inc(len(batch))
-                if not failing:
-                    log.warning("publish_failed", reason=type(error).__name__)
-                failing = True
-                await client.connection_pool.disconnect()
-
-    def _client(self, *, socket_timeout: float | None) -> "redis.asyncio.Redis":
-        return redis.asyncio.Redis.from_url(
-            self._url,
-            socket_connect_timeout=CONNECT_SECONDS_MAX,
-            socket_timeout=socket_timeout,
-            retry=Retry(NoBackoff(), 0),  # starting over is done here, where the tick is told of it
-        )
-
-
-def encode(change: TaskChange) -> list[tuple[str, bytes]]:
-    """The two messages of a change. On the task's channel the snapshot; on the user's, its number before it."""
-    return [
-        (hub.task_topic(change.task_id), change.body),
-        (hub.user_topic(change.user_id), b"%d %s" % (change.seq, change.body)),
-    ]
-
-
-def decode(topic: str, data: bytes) -> hub.Item:
-    """The reverse of encode() for one message. Raises ValueError for anything else."""
-    if topic.startswith("task:"):
-        change = snapshot.from_body(data)
-        if hub.task_topic(change.task_id) != topic:
-            raise ValueError("a snapshot of another task")
-        return hub.task_item(change)
-    seq, _, body = data.partition(b" ")
-    if not seq.isdigit():
-        raise ValueError("no number before the snapshot")
-    return hub.user_item(snapshot.from_body(body, int(seq)))
+        deliver(topic, [item])

@@ -34,7 +34,7 @@ class Poll:
         self._pace = pace
         self._metrics = metrics
 
-    async def __call__(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """The snapshot now; with `wait`, as soon as its version is above `after`, or when the time is over."""
         query = request.query_params
         task_id = query.get("taskId")
@@ -51,7 +51,7 @@ class Poll:
             change = changes[-1] if changes else None
         if change is None:
             raise TaskNotFound
-        return await self._answer(request, change)
+        return self._response(request, change)
 
     async def _news(self, caller: Caller, task_id: str, after: int, wait: int) -> TaskChange | None:
         wake = asyncio.Event()
@@ -78,7 +78,7 @@ class Poll:
         changes = await self._reader.since(caller.claims, task_id, wire.VERSION_MAX)
         return changes[-1] if changes else None
 
-    async def _answer(self, request: Request, change: TaskChange) -> Response:
+    def _response(self, request: Request, change: TaskChange) -> Response:
         etag = f'W/"{change.version}"'
         headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
         poll_after_ms = None

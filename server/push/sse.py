@@ -46,7 +46,7 @@ class EventStreams:
         self._following = following
         self._metrics = metrics
 
-    async def __call__(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """One task, several, or all of the caller's; from `Last-Event-ID`, else `after`, else from now."""
         wake = asyncio.Event()
         try:

@@ -11,7 +11,6 @@ carries the time at which it was written, but becomes visible when it commits.
 import asyncio
 import datetime as dt
 
-import asyncpg
 import structlog
 
 from server.db import DATABASE_ERRORS, STATEMENT_TIMEOUT_MS
@@ -24,7 +23,7 @@ log = structlog.get_logger()
 
 PERIOD_SECONDS = 1.0
 WINDOW = dt.timedelta(milliseconds=STATEMENT_TIMEOUT_MS + 2_000)
-LISTEN_RETRY_SECONDS = 2.0
+# Where the trigger in sql/001 tells of changes that others made to tasks: those nobody publishes.
 NOTICE_CHANNEL = "taskbeam"
 
 
@@ -82,23 +81,3 @@ class Tick:
             by_task.setdefault(task_change.task_id, []).append(task_change)
         for task_id, changes in by_task.items():
             self._hub.deliver(hub.task_topic(task_id), hub.task_items(changes, missing[task_id]))
-
-
-async def listen_for_notices(url: str, tick: Tick) -> None:
-    """Poke the tick whenever somebody else changes a task (sql/001: their trigger sends a notice), for ever.
-
-    A connection of its own, since LISTEN belongs to a session. Without it such a change waits for the tick.
-    """
-    while True:
-        lost = asyncio.Event()
-        try:
-            connection = await asyncpg.connect(url, timeout=5, server_settings={"application_name": "taskbeam notices"})
-            try:
-                connection.add_termination_listener(lambda _, lost=lost: lost.set())
-                await connection.add_listener(NOTICE_CHANNEL, lambda *_: tick.poke())
-                await lost.wait()
-            finally:
-                connection.terminate()
-        except DATABASE_ERRORS as error:
-            log.warning("notices_lost", reason=type(error).__name__)
-        await asyncio.sleep(LISTEN_RETRY_SECONDS)

@@ -72,7 +72,7 @@ class Sockets:
         self._following = following
         self._metrics = metrics
 
-    async def __call__(self, websocket: WebSocket) -> None:
+    async def serve(self, websocket: WebSocket) -> None:
         await websocket.accept()
         gauge = self._metrics.streams.labels("websocket")
         gauge.inc()

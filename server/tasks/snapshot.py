@@ -28,7 +28,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     error: str | None = None
     error_code: str | None = None
     prompt: str
-    params: msgspec.Raw = msgspec.Raw(b"{}")
+    params: msgspec.Raw
     progress: int | None = None
     message: str | None = None
     preview: str | None = None

@@ -1,0 +1,221 @@
+"""START HERE: the web application. What answers where, what runs beside it, and how the parts are put together.
+
+Everything is built here and handed on by argument: no module holds state. The other processes are put together
+in dispatch/process.py and generator/process.py; cli.py starts them all.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from server import openapi
+from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_patiently
+from server.dispatch.callback import Callback
+from server.dispatch.outbox import Outbox
+from server.dispatch.progress import Progress
+from server.guard import Guard
+from server.metrics import Metrics
+from server.push.bus import RedisBus
+from server.push.follow import Following
+from server.push.hub import Hub
+from server.push.poll import Poll
+from server.push.publisher import Publisher
+from server.push.sse import EventStreams
+from server.push.tick import NOTICE_CHANNEL, Tick
+from server.push.ws import Sockets
+from server.results import Results
+from server.settings import InvalidSettings, Settings
+from server.tasks.endpoints import TaskEndpoints
+from server.tasks.pace import Pace
+from server.tasks.reading import TaskReader
+from server.tasks.snapshot import TaskChange
+from server.tasks.store import TaskStore
+from server.upkeep import Upkeep
+
+log = structlog.get_logger()
+
+HERE = Path(__file__).parent
+# In a checkout the folder lies beside `server`; in an installed package inside it.
+STATIC = next(f for f in (HERE.parent / "static", HERE / "static") if f.is_dir())
+PROBE = "select version from taskbeam.changes limit 1"
+BUS_SECONDS = 1.0
+
+
+class Web:
+    """The application, and `closing`, to be called when the process is told to end."""
+
+    def __init__(self, settings: Settings) -> None:
+        _require(settings)
+        self.settings = settings
+        self.metrics = Metrics()
+        self.hub: Hub | None = None
+        starlette = Starlette(lifespan=self._lifespan)
+        self._router = starlette.router
+        self.app: ASGIApp = Guard(starlette, settings.public_url, self.metrics)
+
+    def closing(self) -> None:
+        """Every stream says goodbye, so that the server can end at once."""
+        if self.hub is not None:
+            self.hub.close()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        settings, metrics = self.settings, self.metrics
+        pool = await open_patiently(settings, application="web", probe=PROBE)
+        secret = await pool.fetchval("select value from taskbeam.secrets where name = 'progress_token'")
+        public_url, redis_url = settings.public_url or "", settings.redis_url or ""
+        reader = TaskReader(pool, public_url=public_url)
+        publisher = Publisher(redis_url, settings.redis_prefix, metrics)
+        bus = RedisBus(redis_url, settings.redis_prefix, metrics)
+        self.hub = hub = Hub(bus.subscribe, bus.unsubscribe)
+        tick = Tick(reader, hub, metrics)
+
+        def publish(change: TaskChange) -> None:
+            publisher.publish(change)
+            if change.version == 1:
+                outbox.poke()
+
+        store = TaskStore(pool, publish, public_url=public_url, deadline_seconds=settings.task_deadline_seconds)
+        outbox = Outbox(pool, store, settings, secret, metrics)
+        pace = Pace()
+        following = Following(hub, bus, reader)
+        self._router.routes.extend(
+            routes(
+                settings,
+                tasks=TaskEndpoints(store, reader, pace, metrics),
+                poll=Poll(following, reader, pace, metrics),
+                streams=EventStreams(following, metrics),
+                sockets=Sockets(following, metrics),
+                callback=Callback(
+                    store, settings.signing_keys, settings.callback_base, settings.generator_result, metrics
+                ),
+                progress=Progress(store, secret, metrics),
+                health=Health(pool, bus, metrics),
+            )
+        )
+        loops = [
+            asyncio.create_task(run)
+            for run in (
+                bus.run(hub.deliver, tick.poke),
+                publisher.run(),
+                tick.run(),
+                outbox.run(),
+                Upkeep(pool, store, reader, pace, metrics).run(),
+                listen(settings.database_url or "", NOTICE_CHANNEL, tick.poke),
+            )
+        ]
+        for loop in loops:
+            loop.add_done_callback(_died)
+        await bus.started(BUS_SECONDS)
+        log.info("web_started")
+        yield
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await close_pool(pool)
+        log.info("web_stopped")
+
+
+def routes(
+    settings: Settings,
+    *,
+    tasks: TaskEndpoints,
+    poll: Poll,
+    streams: EventStreams,
+    sockets: Sockets,
+    callback: Callback,
+    progress: Progress,
+    health: "Health",
+) -> list[BaseRoute]:
+    """The route table."""
+    return [
+        Route("/api/generate", tasks.create, methods=["POST"]),
+        Route("/api/generate", tasks.page, methods=["GET"]),
+        Route("/api/generate/status", poll.answer, methods=["GET"]),
+        Route("/api/generate/events", streams.answer, methods=["GET"]),
+        WebSocketRoute("/api/generate/ws", sockets.serve),
+        Route("/api/generate/callback", callback.answer, methods=["POST"]),
+        Route("/api/generate/progress", progress.answer, methods=["POST"]),
+        Route("/results/{name}", Results(settings.data_dir / "results").answer, methods=["GET"]),
+        Route("/healthz", health.alive, methods=["GET"]),
+        Route("/readyz", health.ready, methods=["GET"]),
+        Route("/metrics", health.figures, methods=["GET"]),
+        Route("/openapi.json", openapi.answer, methods=["GET"]),
+        Route("/docs", _page("docs.html"), methods=["GET"]),
+        Route("/", _page("index.html"), methods=["GET"]),
+        Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+    ]
+
+
+def build(settings: Settings) -> Web:
+    """The web application. Raises InvalidSettings when something it needs is not set."""
+    return Web(settings)
+
+
+class Health:
+    """/healthz: the process answers. /readyz: it can do its work, and if not, which part is away. /metrics."""
+
+    def __init__(self, pool: Pool, bus: RedisBus, metrics: Metrics) -> None:
+        self._pool = pool
+        self._bus = bus
+        self._metrics = metrics
+
+    async def alive(self, _: Request) -> Response:
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def ready(self, _: Request) -> Response:
+        try:
+            await self._pool.fetchval("select 1", timeout=2)
+            postgres = "up"
+        except DATABASE_ERRORS:
+            postgres = "down"
+        # Without Redis everything still arrives, by the tick: that is no reason to be taken out of service.
+        redis = "up" if self._bus.connected else "down"
+        state = "unavailable" if postgres == "down" else "ready" if redis == "up" else "degraded"
+        return Response(
+            msgspec.json.encode({"status": state, "postgres": postgres, "redis": redis}),
+            status_code=503 if postgres == "down" else 200,
+            media_type="application/json",
+        )
+
+    async def figures(self, _: Request) -> Response:
+        return Response(self._metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(_: Request) -> Response:
+        # Always asked for again, so that an update is seen.
+        headers = {"Cache-Control": "no-cache"}
+        return FileResponse(STATIC / name, media_type="text/html; charset=utf-8", headers=headers)
+
+    return answer
+
+
+def _require(settings: Settings) -> None:
+    missing = {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "GENERATOR_URL": settings.generator_url,
+        "QSTASH_TOKEN": settings.qstash_token,
+        "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,
+    }
+    problems = [f"{name} is not set; `taskbeam up` brings its own" for name, value in missing.items() if not value]
+    if problems:
+        raise InvalidSettings(problems)
+
+
+def _died(loop: "asyncio.Task[None]") -> None:
+    """A loop that ends by itself is a defect that must not stay unseen: the process without it only looks well."""
+    if not loop.cancelled() and loop.exception() is not None:
+        log.critical("loop_died", loop=loop.get_name(), exc_info=loop.exception())
+        asyncio.get_running_loop().stop()

@@ -1,0 +1,133 @@
+"""POST /api/generate/callback: what QStash says of a delivery to the generator, verified before it is read.
+
+QStash calls after every attempt, at least once, in any order, and once more on the failure URL. Only a 2xx or the
+last attempt ends a run; everything late, repeated or crossed is answered with 200 and changes nothing, so that
+it is not sent again. What could not be committed is answered with 503, so that it is.
+"""
+
+import base64
+import binascii
+import re
+import time
+
+import msgspec
+import structlog
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import errors
+from server.body import decode_json, read_body
+from server.dispatch.result import BadResult, find_result
+from server.dispatch.signature import BadSignature, verify
+from server.metrics import Metrics
+from server.tasks.snapshot import TASK_ID
+from server.tasks.state import Complete, Fail, Outcome, Report
+from server.tasks.store import NoSuchTask, TaskStore
+
+log = structlog.get_logger()
+
+CALLBACK_BYTES_MAX = 32 * 1024 * 1024
+CALLBACK_PATH = "/api/generate/callback"
+EXCERPT_CHARACTERS = 300
+
+
+class Delivery(msgspec.Struct, rename="camel"):
+    """The body of a QStash callback, as far as it is needed; `body` is the generator's answer in base64."""
+
+    status: int = 0
+    body: str | None = None
+    retried: int = 0
+    max_retries: int | None = None
+    dlq_id: str | None = None
+    source_message_id: str | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.dlq_id is not None or (self.max_retries is not None and self.retried >= self.max_retries)
+
+
+class Callback:
+    """The endpoint. `base_url` is where QStash was told to call: the signature binds the URL, not the Host header."""
+
+    def __init__(
+        self, store: TaskStore, keys: tuple[str, ...], base_url: str, result_pointer: str | None, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._keys = keys
+        self._url = base_url + CALLBACK_PATH
+        self._result_pointer = result_pointer
+        self._metrics = metrics
+
+    async def answer(self, request: Request) -> Response:
+        token = request.headers.get("upstash-signature", "")
+        if not token:
+            raise self._refused("missing")
+        body = await read_body(request, CALLBACK_BYTES_MAX)
+        url = f"{self._url}?{request.scope['query_string'].decode('latin-1')}"
+        try:
+            claims = verify(token, body, url, self._keys, time.time())
+        except BadSignature as error:
+            raise self._refused(error.reason) from None
+        task_id, attempt = _subject(request)
+        delivery = decode_json(body, Delivery)
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
+        try:
+            outcome = await self._take(task_id, attempt, delivery, claims.jti)
+        except NoSuchTask:
+            self._metrics.callbacks.labels("unknown_task").inc()
+            raise errors.UnknownTask(headers={"Upstash-NonRetryable-Error": "true"}) from None
+        self._metrics.callbacks.labels(outcome).inc()
+        log.info("callback", outcome=outcome, status=delivery.status, retried=delivery.retried)
+        return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
+
+    def _refused(self, reason: str) -> errors.BadSignature:
+        self._metrics.callbacks.labels("refused").inc()
+        log.warning("callback_refused", reason=reason)
+        return errors.BadSignature()
+
+    async def _take(self, task_id: str, attempt: int, delivery: Delivery, jti: str) -> Outcome:
+        if delivery.status == 202:
+            # Accepted, not finished: the generator will report by itself.
+            return await self._store.report(task_id, Report(attempt=attempt, delivery=delivery.retried + 1))
+        answer = _answer(delivery)
+        if 200 <= delivery.status < 300:
+            try:
+                result = find_result(answer, self._result_pointer)
+            except BadResult as error:
+                change = Fail(attempt=attempt, error=str(error), error_code="bad_response")
+                return await self._store.fail(task_id, change, jti=jti)
+            return await self._store.complete(task_id, Complete(attempt=attempt, result=result), jti=jti)
+        if delivery.is_last:
+            change = Fail(attempt=attempt, error=_reason(delivery.status, answer), error_code=_code(delivery.status))
+            return await self._store.fail(task_id, change, jti=jti)
+        message = f"{_reason(delivery.status, b'')}; trying again"
+        return await self._store.report(
+            task_id, Report(attempt=attempt, delivery=delivery.retried + 2, message=message)
+        )
+
+
+def _subject(request: Request) -> tuple[str, int]:
+    task_id, attempt = request.query_params.get("task", ""), request.query_params.get("attempt", "")
+    if not TASK_ID.fullmatch(task_id) or not re.fullmatch(r"[1-9][0-9]{0,8}", attempt, re.ASCII):
+        raise errors.InvalidParameter("The callback URL names no task and attempt")
+    return task_id, int(attempt)
+
+
+def _answer(delivery: Delivery) -> bytes:
+    try:
+        return base64.b64decode(delivery.body or "", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise errors.InvalidBody("body is not base64") from error
+
+
+def _code(status: int) -> str:
+    if status in (408, 504):
+        return "timeout"
+    return "generator_error" if status >= 100 else "unreachable"
+
+
+def _reason(status: int, answer: bytes) -> str:
+    if status < 100:
+        return "The generator could not be reached"
+    said = "".join(c for c in answer.decode("utf-8", "replace")[:EXCERPT_CHARACTERS] if c.isprintable()).strip()
+    return f"The generator answered {status}" + (f": {said}" if said else "")

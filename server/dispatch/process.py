@@ -1,0 +1,93 @@
+"""The process `taskbeam dispatcher`: the QStash API and the engine behind it, over one pool."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import structlog
+from starlette.applications import Starlette
+
+from server import log as logging
+from server.db import close_pool, listen, open_patiently
+from server.dispatch.api import Api
+from server.dispatch.delivery import Sender
+from server.dispatch.engine import Engine, OnClaim
+from server.dispatch.messages import Claimed, Messages
+from server.serve import run_app
+from server.settings import InvalidSettings, Settings
+from server.starting import Starter, task_starter
+
+log = structlog.get_logger()
+
+PROBE = "select id from dispatcher.messages limit 1"
+
+
+def run_dispatcher(settings: Settings, fd: int | None = None) -> None:
+    """Serve until told to end. Raises InvalidSettings when something it needs is not set."""
+    needed = {
+        "DATABASE_URL": settings.database_url,
+        "REDIS_URL": settings.redis_url,
+        "QSTASH_TOKEN": settings.qstash_token,
+        "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,
+    }
+    problems = [f"{name} is not set; the dispatcher cannot work without it" for name, v in needed.items() if not v]
+    if problems:
+        raise InvalidSettings(problems)
+    logging.configure(settings, "dispatcher")
+    dispatcher = Dispatcher(settings)
+    run_app(
+        dispatcher.app,
+        host=settings.dispatcher_host,
+        port=settings.dispatcher_port,
+        fd=fd,
+        on_exit=dispatcher.closing,
+    )
+
+
+class Dispatcher:
+    """The ASGI application, and `closing`, to be called when the process is told to end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine: Engine | None = None
+        self.app = Starlette(lifespan=self._lifespan)
+
+    def closing(self) -> None:
+        if self._engine is not None:
+            self._engine.stop()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        settings = self._settings
+        async with contextlib.AsyncExitStack() as stack:
+            pool = await open_patiently(settings, application="dispatcher", probe=PROBE)
+            stack.push_async_callback(close_pool, pool)
+            starter = await stack.enter_async_context(task_starter(settings, pool))
+            sender = Sender(settings.signing_keys[0], settings.dispatcher_private_origins)
+            stack.push_async_callback(sender.close)
+            messages = Messages(pool)
+            self._engine = engine = Engine(messages, sender, settings.dispatcher_parallelism, _noting(starter))
+            app.router.routes.extend(Api(settings, pool, messages, engine.poke).routes)
+            listening = asyncio.create_task(listen(settings.database_url or "", "dispatcher", engine.poke))
+            running = asyncio.create_task(engine.run())
+            log.info("dispatcher_started", parallelism=settings.dispatcher_parallelism)
+            yield
+            await engine.close()
+            for task in (listening, running):
+                task.cancel()
+            await asyncio.gather(listening, running, return_exceptions=True)
+            log.info("dispatcher_stopped")
+
+
+def _noting(start: Starter) -> OnClaim:
+    async def note(claimed: Sequence[Claimed]) -> None:
+        tasks = []
+        for message in claimed:
+            task_id = message.header.get("Taskbeam-Task-Id", [""])[0]
+            attempt = message.header.get("Taskbeam-Attempt", [""])[0]
+            if message.kind == "message" and task_id and attempt.isascii() and attempt.isdigit():
+                tasks.append((task_id, int(attempt[:9]), message.deliveries))
+        if tasks:
+            await start(tasks)
+
+    return note

@@ -1,0 +1,92 @@
+"""POST /api/generate/progress: what a generator says of its run, with the token it was given for that run.
+
+It may also finish the task here, for generators that answer the job with 202 and work on.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import errors
+from server.body import decode_json, read_body
+from server.dispatch.result import BadResult, find_result
+from server.dispatch.token import BadToken, read_token
+from server.metrics import Metrics
+from server.tasks.state import Complete, Fail, Outcome, Report
+from server.tasks.store import NoSuchTask, TaskStore
+
+PROGRESS_BYTES_MAX = 65_536
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class ProgressReport(msgspec.Struct):
+    """Percent done and what is being done; with `status` the end of the run and its result or error.
+
+    `preview` is the URL, or a small data URL, of an unfinished picture. `delivery` counts deliveries of this run
+    from 1; a report of an earlier one changes nothing.
+    """
+
+    progress: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
+    message: Annotated[str, msgspec.Meta(max_length=500)] | None = None
+    preview: Annotated[str, msgspec.Meta(max_length=32_768, pattern="^(https?://|/results/|data:image/)")] | None = None
+    step: Count | None = None
+    steps: Count | None = None
+    delivery: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    status: Literal["completed", "failed"] | None = None
+    result: str | None = None
+    error: Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)] | None = None
+
+
+class Progress:
+    """The endpoint. Answers `{"ok", "outcome", "cancel"}`; `cancel`: the run need not go on."""
+
+    def __init__(self, store: TaskStore, secret: bytes, metrics: Metrics) -> None:
+        self._store = store
+        self._secret = secret
+        self._metrics = metrics
+
+    async def answer(self, request: Request) -> Response:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        try:
+            if scheme.lower() != "bearer":
+                raise BadToken
+            task_id, attempt = read_token(self._secret, token.strip())
+        except BadToken:
+            raise errors.BadToken from None
+        report = decode_json(await read_body(request, PROGRESS_BYTES_MAX), ProgressReport)
+        try:
+            outcome = await self._take(task_id, attempt, report)
+            cancel = outcome != "applied" and await self._store.is_cancelled(task_id, attempt)
+        except NoSuchTask:
+            raise errors.TaskNotFound from None
+        self._metrics.reports.labels(outcome).inc()
+        return Response(
+            msgspec.json.encode({"ok": True, "outcome": outcome, "cancel": cancel}), media_type="application/json"
+        )
+
+    async def _take(self, task_id: str, attempt: int, report: ProgressReport) -> Outcome:
+        if report.status == "completed":
+            try:
+                result = find_result(msgspec.json.encode({"result": report.result}), "/result")
+            except BadResult as error:
+                raise errors.InvalidBody(str(error)) from None
+            return await self._store.complete(task_id, Complete(attempt=attempt, result=result))
+        if report.status == "failed":
+            error_text = report.error or "The generator gave no reason"
+            return await self._store.fail(
+                task_id, Fail(attempt=attempt, error=error_text, error_code="generator_error")
+            )
+        return await self._store.report(
+            task_id,
+            Report(
+                attempt=attempt,
+                delivery=report.delivery,
+                progress=None if report.progress is None else int(report.progress),
+                message=report.message,
+                preview=report.preview,
+                step=report.step,
+                steps=report.steps,
+            ),
+        )

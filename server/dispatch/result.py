@@ -1,0 +1,59 @@
+"""Finds the result in what a generator answered. Pure.
+
+The answer is any HTTP image API's JSON; where the result stands in it is a JSON pointer (RFC 6901), or one of
+the usual places.
+"""
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+RESULT_CHARACTERS_MAX = 8_192
+USUAL_PLACES = ("/result", "/url", "/data/0/url", "/output/0", "/output", "/images/0/url")
+
+
+class BadResult(ValueError):
+    """The answer holds no usable result; the message is a sentence for the task's owner."""
+
+
+def find_result(answer: bytes, pointer: str | None) -> str:
+    """The URL of the result. Relative ones are our own result store's. Raises BadResult."""
+    try:
+        document = msgspec.json.decode(answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadResult("The generator's answer is not JSON") from error
+    found = (resolve(document, place) for place in ([pointer] if pointer else USUAL_PLACES))
+    value = next((v for v in found if isinstance(v, str) and v), None)
+    if value is None:
+        raise BadResult(f"The generator's answer has no result at {pointer or ', '.join(USUAL_PLACES)}")
+    return _checked(value)
+
+
+def _checked(value: str) -> str:
+    if len(value) > RESULT_CHARACTERS_MAX:
+        raise BadResult(f"The generator's result is longer than {RESULT_CHARACTERS_MAX} characters")
+    try:
+        parts = urlsplit(value)
+    except ValueError as error:
+        raise BadResult("The generator's result is not a URL") from error
+    stored = not parts.scheme and not parts.netloc and value.startswith("/results/")
+    if not stored and not (parts.scheme in ("http", "https") and parts.netloc):
+        raise BadResult("The generator's result is not an http(s) URL")
+    if not value.isprintable() or " " in value:
+        raise BadResult("The generator's result is not a URL")
+    return value
+
+
+def resolve(document: Any, pointer: str) -> Any:
+    """What a JSON pointer points to, None where there is nothing."""
+    value = document
+    for token in pointer.split("/")[1:]:
+        key = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(value):
+            value = value[int(key[:9])]
+        else:
+            return None
+    return value

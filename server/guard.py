@@ -1,0 +1,149 @@
+"""Around every request: its id, who may address us at all, problems instead of exceptions, headers, one log line.
+
+Plain ASGI, because anything that wraps the response body breaks streams. Any web site can make a visitor's
+browser send requests to a loopback port: so without sign-in only our own host names and our own origin count,
+and behind a tunnel only the routes that bring their own proof.
+"""
+
+import re
+import secrets
+import time
+from urllib.parse import urlsplit
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server import errors
+from server.db import UNAVAILABLE
+from server.errors import Problem, problem_response
+from server.metrics import Metrics
+
+log = structlog.get_logger()
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+PATH_CHARACTERS_LOGGED = 200
+# They carry a signature or a token of their own, so they may be called from anywhere.
+SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: https:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class Guard:
+    """Wraps the application. `public_url` is the tunnel's or proxy's address, if there is one."""
+
+    def __init__(self, app: ASGIApp, public_url: str | None, metrics: Metrics) -> None:
+        self._app = app
+        self._public_host = urlsplit(public_url).netloc.lower() if public_url else None
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(9)
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(process="web", request_id=request_id)
+        exchange = _Exchange(scope, send, request_id)
+        try:
+            self._admit(scope, headers)
+            await self._app(scope, receive, exchange.send)
+        except Exception as error:
+            await exchange.fail(error, receive)
+        finally:
+            self._record(scope, exchange)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        host = headers.get("host", "").lower()
+        path = scope["path"]
+        if path.startswith(SELF_PROVING):
+            if host == self._public_host or _is_local(host):
+                return
+            raise errors.ForeignHost
+        if not _is_local(host):
+            raise errors.ForeignHost
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() != f"http://{host}":
+            raise errors.ForeignOrigin
+        if path.startswith("/api/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            raise errors.ForeignOrigin
+
+    def _record(self, scope: Scope, exchange: "_Exchange") -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope.get("method", "WS")
+        method = method if method in ("GET", "HEAD", "POST", "DELETE", "WS") else "other"
+        self._metrics.requests.labels(route, method, exchange.status).inc()
+        say = log.debug if route in ("/healthz", "/readyz", "/metrics") else log.info
+        say(
+            "request",
+            method=method,
+            path=scope["path"][:PATH_CHARACTERS_LOGGED],
+            status=exchange.status,
+            ms=round((time.monotonic() - exchange.began) * 1000, 1),
+        )
+
+
+class _Exchange:
+    """The response as it goes out: what has begun, and what to say when something goes wrong."""
+
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self._scope = scope
+        self._send = send
+        self._request_id = request_id
+        self.began = time.monotonic()
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers["X-Request-Id"] = self._request_id
+        elif message["type"] == "websocket.accept":
+            self.status = 101
+        elif message["type"] == "websocket.close" and not self.status:
+            self.status = 403
+        await self._send(message)
+
+    async def fail(self, error: Exception, receive: Receive) -> None:
+        problem = _problem(error)
+        if problem.status >= 500:
+            log.error("request_failed", code=problem.code, exc_info=problem.code == "internal_error" and error)
+        if self.status:
+            if problem.code == "internal_error":
+                raise error  # the response has begun: uvicorn cuts the connection, which says what is so
+            return
+        if self._scope["type"] == "websocket":
+            await self.send({"type": "websocket.close", "code": 1008, "reason": problem.code})
+            return
+        await problem_response(problem, self._request_id)(self._scope, receive, self.send)
+
+
+def _is_local(host: str) -> bool:
+    name = re.sub(r":[0-9]{1,5}$", "", host)
+    return name in ("localhost", "127.0.0.1", "[::1]")
+
+
+def _problem(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        if error.status_code == 405:
+            return errors.MethodNotAllowed(headers=dict(error.headers or {}))
+        if error.status_code == 404:
+            return errors.NotFound()
+        return errors.BadRequest(error.detail)
+    if isinstance(error, UNAVAILABLE):
+        return errors.Unavailable()
+    return Problem()

@@ -1,0 +1,116 @@
+"""Accepting tasks and listing them. How they are followed is in push/, how they are carried out in dispatch/."""
+
+import math
+import re
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.auth import caller_of
+from server.body import read_json
+from server.errors import InvalidCursor, InvalidParameter, InvalidPrompt, Unauthorized
+from server.metrics import Metrics
+from server.tasks.pace import Pace
+from server.tasks.reading import BadPageCursor, TaskReader
+from server.tasks.state import STATUSES
+from server.tasks.store import NoSuchUser, TaskStore
+
+GENERATE_BYTES_MAX = 65_536
+PROMPT_CHARACTERS_MAX = 32_000
+PAGE_DEFAULT = 20
+PAGE_MAX = 100
+
+
+class Generate(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to be generated; `params` go to the generator as they are."""
+
+    prompt: str
+    params: dict[str, Any] = {}
+
+
+class Accepted(msgspec.Struct, rename="camel"):
+    """A task was accepted: it will reach a terminal state, and the URLs say where that can be seen."""
+
+    task_id: str
+    status: str
+    version: int
+    status_url: str
+    events_url: str
+    poll_after_ms: int
+
+
+class Page(msgspec.Struct, omit_defaults=True):
+    """Tasks, newest first; `cursor` asks for the next page and is left out on the last."""
+
+    tasks: list[msgspec.Raw]
+    cursor: str | None = None
+
+
+class TaskEndpoints:
+    """POST and GET /api/generate"""
+
+    def __init__(self, store: TaskStore, reader: TaskReader, pace: Pace, metrics: Metrics) -> None:
+        self._store = store
+        self._reader = reader
+        self._pace = pace
+        self._metrics = metrics
+
+    async def create(self, request: Request) -> Response:
+        """Accept a task and answer at once."""
+        caller = caller_of(request)
+        wanted = await read_json(request, Generate, GENERATE_BYTES_MAX)
+        if not 1 <= len(wanted.prompt) <= PROMPT_CHARACTERS_MAX or not wanted.prompt.strip():
+            raise InvalidPrompt
+        params = msgspec.json.encode(wanted.params)
+        try:
+            change = await self._store.create(caller.claims, caller.user_id, wanted.prompt, params)
+        except NoSuchUser:
+            raise Unauthorized("This user does not exist in the database (auth.users)") from None
+        self._metrics.tasks_created.inc()
+        status_url = f"/api/generate/status?taskId={quote(change.task_id)}"
+        poll_after_ms = self._pace.poll_after_ms(0)
+        accepted = Accepted(
+            task_id=change.task_id,
+            status=change.status,
+            version=change.version,
+            status_url=status_url,
+            events_url=f"/api/generate/events?taskId={quote(change.task_id)}",
+            poll_after_ms=poll_after_ms,
+        )
+        return Response(
+            msgspec.json.encode(accepted),
+            status_code=202,
+            media_type="application/json",
+            headers={
+                "Location": status_url,
+                "Retry-After": str(math.ceil(poll_after_ms / 1000)),
+                "Cache-Control": "no-store",
+            },
+        )
+
+    async def page(self, request: Request) -> Response:
+        """The caller's tasks, newest first."""
+        caller = caller_of(request)
+        query = request.query_params
+        unknown = set(query) - {"limit", "cursor", "status"}
+        if unknown:
+            raise InvalidParameter(f"{min(unknown)!r} is not a parameter of this route")
+        limit = query.get("limit", str(PAGE_DEFAULT))
+        if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= PAGE_MAX:
+            raise InvalidParameter(f"limit is a number from 1 to {PAGE_MAX}")
+        status = query.get("status")
+        if status is not None and status not in STATUSES:
+            raise InvalidParameter(f"status is one of {', '.join(STATUSES)}")
+        try:
+            tasks, cursor = await self._reader.page(
+                caller.claims, caller.user_id, limit=int(limit), cursor=query.get("cursor"), status=status
+            )
+        except BadPageCursor:
+            raise InvalidCursor from None
+        page = Page([msgspec.Raw(task.body) for task in tasks], cursor)
+        return Response(
+            msgspec.json.encode(page), media_type="application/json", headers={"Cache-Control": "private, no-store"}
+        )
