@@ -71,8 +71,8 @@ def run_app(
 
 def run_web(settings: Settings, fd: int | None = None) -> None:
     """The web process: API, streams and pages."""
-    from server import log  # noqa: PLC0415  (the other processes do not need the web app's imports)
-    from server.app import build  # noqa: PLC0415
+    from server import log  # the other processes do without the web app's imports
+    from server.app import build
 
     log.configure(settings, "web")
     web = build(settings)

@@ -29,7 +29,7 @@ TREES = ("forest", "tree", "wood", "pine", "fox", "bear", "deer", "owl", "autumn
 
 
 def draw(prompt: str, *, seed: int = 0, size: int = SIZE) -> bytes:
-    """A PNG of size × size pixels."""
+    """A PNG of `size` by `size` pixels."""
     return encode(paint(prompt, seed=seed, size=size))
 
 
@@ -122,7 +122,8 @@ def _light(image: Image.Image, center: tuple[int, int], night: bool, low: Color,
     ImageDraw.Draw(disc).ellipse((x - radius, y - radius, x + radius, y + radius), fill=245)
     if night and rng.random() < 0.5:  # a crescent
         shift = int(radius * rng.uniform(0.35, 0.7))
-        ImageDraw.Draw(disc).ellipse((x - radius + shift, y - radius - shift // 3, x + radius + shift, y + radius - shift // 3), fill=0)  # fmt: skip
+        left, top = x - radius + shift, y - radius - shift // 3
+        ImageDraw.Draw(disc).ellipse((left, top, left + 2 * radius, top + 2 * radius), fill=0)
     return Image.composite(Image.new("RGB", image.size, tint), image, disc.filter(ImageFilter.GaussianBlur(1)))
 
 
@@ -153,10 +154,11 @@ def _ridge(width: int, roughness: float, rng: random.Random) -> list[float]:
     """Heights along a range, 0 … 1: a few sines and a fine tooth."""
     waves = [(rng.uniform(0.6, 1.4) * 1.9**k, rng.uniform(0, math.tau), 0.55**k) for k in range(6)]
     total = sum(weight for *_, weight in waves)
-    return [
-        0.5 + sum(w * math.sin(p + f * math.tau * x / width) for f, p, w in waves) / (2 * total) + rng.uniform(-1, 1) * roughness
-        for x in range(width)
-    ]  # fmt: skip
+    heights = []
+    for x in range(width):
+        wave = sum(w * math.sin(p + f * math.tau * x / width) for f, p, w in waves) / (2 * total)
+        heights.append(0.5 + wave + rng.uniform(-1, 1) * roughness)
+    return heights
 
 
 def _hills(

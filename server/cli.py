@@ -1,0 +1,125 @@
+"""The command `taskbeam`: one sub-command a process or chore. Imports what a sub-command needs only when it runs."""
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from server.settings import InvalidSettings, Settings
+
+
+def _settings() -> Settings:
+    try:
+        return Settings.from_env()
+    except InvalidSettings as error:
+        _refuse(error)
+
+
+def _refuse(error: InvalidSettings) -> NoReturn:
+    for problem in error.problems:
+        click.echo(f"taskbeam: {problem}", err=True)
+    sys.exit(2)
+
+
+FD = click.option("--fd", type=int, default=None, help="A listening socket that was handed on to this process.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Pushes the status of long-running tasks to browsers, so that nobody polls.
+
+    `taskbeam settings` lists every environment variable.
+    """
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port of the web server.  [default: 8000]")
+@click.option("--host", default=None, help="Address it listens on.  [default: 127.0.0.1]")
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="Folder for all data.")
+def up(port: int | None, host: str | None, data: Path | None) -> None:
+    """Run everything here: Postgres, Redis, web, dispatcher, generator. Ctrl-C ends it all.
+
+    DATABASE_URL, REDIS_URL, QSTASH_TOKEN and GENERATOR_URL each replace one part by yours.
+    """
+    from server.up import run_up
+
+    overrides = {"PORT": port, "HOST": host, "DATA_DIR": data}
+    try:
+        sys.exit(run_up({name: str(value) for name, value in overrides.items() if value is not None}))
+    except InvalidSettings as error:
+        _refuse(error)
+
+
+@main.command()
+@FD
+def web(fd: int | None) -> None:
+    """The web process: API, streams and pages."""
+    from server.serve import run_web
+
+    _run(run_web, fd)
+
+
+@main.command()
+@FD
+def dispatcher(fd: int | None) -> None:
+    """Our own dispatcher, which speaks the QStash API."""
+    from server.dispatch.process import run_dispatcher
+
+    _run(run_dispatcher, fd)
+
+
+@main.command()
+@FD
+def generator(fd: int | None) -> None:
+    """The built-in image generator."""
+    from server.generator.process import run_generator
+
+    _run(run_generator, fd)
+
+
+def _run(process: Callable[[Settings, int | None], None], fd: int | None) -> None:
+    try:
+        process(_settings(), fd)
+    except InvalidSettings as error:
+        _refuse(error)
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database at DATABASE_URL up to date; safe to run from many places at once."""
+    import asyncpg
+
+    from server import migrate as migration
+
+    url = _settings().database_url
+    if url is None:
+        raise click.ClickException("DATABASE_URL is not set")
+    try:
+        applied = asyncio.run(migration.migrate(url))
+    except (migration.MigrationRefused, asyncpg.PostgresError, OSError, TimeoutError) as error:
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    click.echo("applied " + ", ".join(applied) if applied else "nothing to do")
+
+
+@main.command()
+def settings() -> None:
+    """Every setting: its variable, its default, what it means."""
+    for field in dataclasses.fields(Settings):
+        default = "" if field.default in (None, ()) else f"  [default: {field.default}]"
+        click.echo(f"{field.metadata['env']}{default}\n    {field.metadata['doc']}")
+
+
+@main.command()
+@click.option("--streams", type=click.IntRange(1, 15_000), default=2_000, show_default=True)
+@click.option("--rate", type=click.IntRange(1, 5_000), default=200, show_default=True, help="Callbacks a second.")
+@click.option("--seconds", type=click.FloatRange(1, 300), default=10.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Figures for programs.")
+def bench(streams: int, rate: int, seconds: float, as_json: bool) -> None:
+    """Measure this machine: callback to client, bytes a stream, CPU an event. Starts its own servers."""
+    from server.bench.push import run_bench
+
+    sys.exit(run_bench(streams, rate, seconds, as_json))

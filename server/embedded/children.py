@@ -1,0 +1,91 @@
+"""Child processes that cannot outlive us: spawned with a death signal, ended with a deadline.
+
+Each gets a session of its own, so that a Ctrl-C in the terminal reaches the supervisor alone, which then ends
+them in order.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+PR_SET_PDEATHSIG = 1
+LOG_BYTES_KEPT = 5_000_000
+_prctl: Callable[..., int] | None = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+
+
+class ChildFailed(Exception):
+    """A part did not start; the message is for the person at the terminal."""
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    user: int | None = None,
+    death_signal: int = signal.SIGKILL,
+    output: IO[Any] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> "subprocess.Popen[bytes]":
+    """Start a process that gets `death_signal` when this one dies. Call it from the main thread only.
+
+    The kernel sends the signal when the spawning thread ends, and forgets it when the user id changes: so it is
+    asked for after that, and the parent is looked at once more for the moment in between. `user` is a uid.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        if user is not None:
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+        if _prctl is not None:
+            _prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return subprocess.Popen(
+        argv,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=pass_fds,
+        preexec_fn=prepare,  # noqa: PLW1509  (there are no other threads yet)
+        cwd="/" if user is not None else None,
+    )
+
+
+def end(children: Sequence["subprocess.Popen[bytes]"], how: int, seconds: float) -> None:
+    """Send `how` to all, wait, and kill what is left after `seconds`. Idempotent."""
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            child.send_signal(how)
+    deadline = time.monotonic() + seconds
+    for child in children:
+        try:
+            child.wait(max(0.01, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A log to append to, begun anew when it has grown large."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists() or path.stat().st_size > LOG_BYTES_KEPT
+    return path.open("wb" if fresh else "ab")
+
+
+def last_lines(path: Path, count: int = 5) -> str:
+    """The end of a log, for an error message."""
+    with contextlib.suppress(OSError):
+        return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+    return ""

@@ -1,0 +1,344 @@
+"""`taskbeam up`: everything on one machine, in the foreground, ended together.
+
+The supervisor owns what must not be lost when a part dies: the data folder's lock, the listening sockets, the
+secrets. Parts that the settings replace (DATABASE_URL, REDIS_URL, QSTASH_TOKEN, GENERATOR_URL) are not started.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import http.client
+import os
+import secrets
+import signal
+import socket
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+import asyncpg
+import click
+import msgspec
+
+from server.embedded.children import ChildFailed, end, spawn
+from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
+from server.embedded.redis import EmbeddedRedis
+from server.migrate import MigrationRefused, migrate
+from server.settings import InvalidSettings, Settings, is_loopback
+
+DATABASE = "taskbeam"
+LOGIN_ROLE = "taskbeam"
+FOLDER_FORMAT = 1
+READY_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 3.5
+BACKOFF_SECONDS_MAX = 10.0
+STEADY_SECONDS = 30.0
+LOOK_SECONDS = 0.1
+BACKLOG = 4096
+
+
+class CannotStart(Exception):
+    """Why `up` stops at once, in one line."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end."""
+
+
+def run_up(overrides: Mapping[str, str]) -> int:
+    """Run until a signal comes; the exit code. `overrides` are settings given on the command line.
+
+    Raises InvalidSettings.
+    """
+    env = {**os.environ, **overrides}
+    settings = Settings.from_env(env)
+    supervisor = Supervisor(settings, env)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _stop)
+    try:
+        supervisor.start()
+        while True:
+            supervisor.watch()
+    except Stopped:
+        return 0
+    except (CannotStart, ChildFailed, MigrationRefused) as error:
+        click.echo(f"taskbeam: {error}", err=True)
+        return 1
+    finally:
+        # A second signal must not leave anything behind: it only has to wait a moment.
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        supervisor.stop()
+
+
+def _stop(_: int, __: FrameType | None) -> NoReturn:
+    raise Stopped
+
+
+class DataFolder:
+    """The folder of all data: ours by its marker, this process's by its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+
+    def claim(self) -> None:
+        """Raises CannotStart where it belongs to somebody else, or to another `up`."""
+        marker = self.path / "taskbeam.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                if any(entry.name != "lock" for entry in self.path.iterdir()):
+                    raise CannotStart(f"{self.path} holds files that are not Taskbeam's: choose another with --data")
+                marker.write_bytes(msgspec.json.encode({"format": FOLDER_FORMAT}))
+            self._check(marker)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise CannotStart(f"the data folder {self.path} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._lock, 20).decode(errors="replace").strip()
+            raise CannotStart(f"{self.path} is in use by another `taskbeam up` (process {owner})") from None
+        os.truncate(self._lock, 0)
+        os.write(self._lock, str(os.getpid()).encode())
+
+    def _check(self, marker: Path) -> None:
+        try:
+            known = msgspec.json.decode(marker.read_bytes(), type=dict[str, int]).get("format")
+        except msgspec.MsgspecError:
+            known = None
+        if known != FOLDER_FORMAT:
+            raise CannotStart(f"{marker} is not of this version of Taskbeam: choose another folder with --data")
+
+    def secrets(self) -> dict[str, str]:
+        """The token and signing keys of our own dispatcher, made the first time."""
+        path = self.path / "secrets.json"
+        if not path.exists():
+            made = {
+                "QSTASH_TOKEN": secrets.token_urlsafe(32),
+                "QSTASH_CURRENT_SIGNING_KEY": _signing_key(),
+                "QSTASH_NEXT_SIGNING_KEY": _signing_key(),
+            }
+            part = path.with_suffix(".new")
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(made))
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+
+
+def _signing_key() -> str:
+    return "sig_" + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(28))
+
+
+class Part:
+    """One process of ours: how it is started, and how often it had to be."""
+
+    def __init__(self, name: str, begin: Callable[[], "subprocess.Popen[bytes]"]) -> None:
+        self.name = name
+        self.begin = begin
+        self.process = begin()
+        self.began = time.monotonic()
+        self.failures = 0
+        self.again_at: float | None = None
+
+
+class Supervisor:
+    """Starts the parts in order, watches them, ends them in the reverse order."""
+
+    def __init__(self, settings: Settings, env: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._env = dict(env)
+        self._folder = DataFolder(settings.data_dir)
+        self._postgres: EmbeddedPostgres | None = None
+        self._redis: EmbeddedRedis | None = None
+        self._parts: list[Part] = []
+        self._sockets: list[socket.socket] = []
+
+    def start(self) -> None:
+        """Raises CannotStart, ChildFailed or MigrationRefused."""
+        settings = self._settings
+        self._check_upstash()
+        self._folder.claim()
+        web = self._listen(settings.host, settings.port)
+        origin = f"http://{_shown_host(settings.host)}:{web.getsockname()[1]}"
+        self._env.update(
+            DATA_DIR=str(self._folder.path),
+            PORT=str(web.getsockname()[1]),
+            LOG_FORMAT=self._env.get("LOG_FORMAT") or ("console" if sys.stderr.isatty() else "json"),
+        )
+        if settings.database_url is None:
+            self._postgres = EmbeddedPostgres(self._folder.path)
+            self._postgres.start()
+        if settings.redis_url is None:
+            self._redis = EmbeddedRedis(self._folder.path)
+            self._redis.start()
+            self._env["REDIS_URL"] = self._redis.url()
+        asyncio.run(self._prepare_database())
+        if self._redis is not None:
+            self._redis.ready()
+        private = [origin]
+        generator = self._listen("127.0.0.1", 0) if settings.generator_url is None else None
+        if generator is not None:
+            private.append(f"http://127.0.0.1:{generator.getsockname()[1]}")
+            self._env["GENERATOR_URL"] = f"{private[-1]}/"
+        if settings.qstash_token is None:
+            self._add_dispatcher(origin, private)
+        if generator is not None:
+            self._add("generator", generator)
+        self._add("web", web)
+        self._await_web(web)
+        self._banner(origin)
+
+    def _check_upstash(self) -> None:
+        settings = self._settings
+        far = settings.qstash_token and not is_loopback(
+            urlsplit(settings.qstash_url or "https://upstash").hostname or ""
+        )
+        problems = []
+        if far and settings.callback_url is None and settings.public_url is None:
+            problems.append(
+                "PUBLIC_URL is needed with QSTASH_TOKEN: QStash has to reach this server (a tunnel will do)"
+            )
+        if far and settings.generator_url is None:
+            problems.append("GENERATOR_URL is needed with QSTASH_TOKEN: QStash cannot reach the built-in generator")
+        if problems:
+            raise InvalidSettings(problems)
+
+    def _listen(self, host: str, port: int) -> socket.socket:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host.strip("[]"), port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise CannotStart(
+                f"port {port} on {host} cannot be used: {error.strerror}; choose another with --port"
+            ) from None
+        self._sockets.append(listener)
+        return listener
+
+    async def _prepare_database(self) -> None:
+        if self._postgres is None:
+            try:
+                await migrate(self._settings.database_url or "")
+            except (OSError, asyncpg.PostgresError, TimeoutError) as error:
+                raise CannotStart(f"DATABASE_URL: {type(error).__name__}: {error}") from error
+            return
+        await self._postgres.ready()
+        connection = await asyncpg.connect(self._postgres.url(SUPERUSER))
+        try:
+            if not await connection.fetchval("select exists (select from pg_database where datname = $1)", DATABASE):
+                await connection.execute("create database taskbeam")
+        finally:
+            await connection.close()
+        await migrate(self._postgres.url(DATABASE))
+        connection = await asyncpg.connect(self._postgres.url(DATABASE))
+        try:
+            if not await connection.fetchval("select exists (select from pg_roles where rolname = $1)", LOGIN_ROLE):
+                # Not the owner and no superuser: what the server may do is what the grants say.
+                await connection.execute(
+                    "create role taskbeam login noinherit; grant anon, authenticated, service_role to taskbeam"
+                )
+        finally:
+            await connection.close()
+        self._env["DATABASE_URL"] = self._postgres.url(DATABASE, LOGIN_ROLE)
+
+    def _add_dispatcher(self, origin: str, private: list[str]) -> None:
+        listener = self._listen("127.0.0.1", 0)
+        self._env.update(
+            self._folder.secrets(),
+            QSTASH_URL=f"http://127.0.0.1:{listener.getsockname()[1]}",
+            CALLBACK_URL=self._settings.callback_url or origin,
+            DISPATCHER_PRIVATE_ORIGINS=",".join([*private, *self._settings.dispatcher_private_origins]),
+        )
+        self._add("dispatcher", listener)
+
+    def _add(self, name: str, listener: socket.socket) -> None:
+        fd = listener.fileno()
+        script = Path(sys.argv[0]).absolute()
+        argv = [sys.executable, str(script), name, "--fd", str(fd)]
+        self._parts.append(Part(name, lambda: spawn(argv, env=self._env, pass_fds=(fd,))))
+
+    def _await_web(self, listener: socket.socket) -> None:
+        host, port = listener.getsockname()[:2]
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while time.monotonic() < deadline:
+            self._look()
+            if any(part.failures for part in self._parts):
+                raise ChildFailed("a part did not start: what it said stands above")
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection(host, port, timeout=2)
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    connection.close()
+                    return
+            time.sleep(0.02)
+        raise ChildFailed(f"the web process was not ready in {READY_SECONDS_MAX:.0f} seconds")
+
+    def _banner(self, origin: str) -> None:
+        ours = [part.name for part in self._parts]
+        lines = [
+            f"Taskbeam: {', '.join(ours)}"
+            + (", private Postgres" if self._postgres else "")
+            + (", private Redis" if self._redis else ""),
+            f"data in {self._folder.path}; Ctrl-C ends everything",
+            *([self._postgres.note] if self._postgres and self._postgres.note else []),
+            f"ready {origin}",
+        ]
+        click.echo("\n".join(lines))
+        sys.stdout.flush()
+
+    def watch(self) -> None:
+        """Wait a moment, then start again what has ended."""
+        time.sleep(LOOK_SECONDS)
+        self._look()
+
+    def _look(self) -> None:
+        for service in (self._postgres, self._redis):
+            if service is not None and service.process is not None and service.process.poll() is not None:
+                click.echo(f"taskbeam: {type(service).__name__} ended; starting it again", err=True)
+                service.start()
+                time.sleep(0.5)
+        now = time.monotonic()
+        for part in self._parts:
+            if part.again_at is not None:
+                if now >= part.again_at:
+                    part.again_at = None
+                    part.began = now
+                    part.process = part.begin()
+            elif part.process.poll() is not None:
+                part.failures = 1 if now - part.began > STEADY_SECONDS else part.failures + 1
+                pause = min(BACKOFF_SECONDS_MAX, 2.0 ** (part.failures - 1))
+                part.again_at = now + pause
+                click.echo(f"taskbeam: {part.name} ended ({_how(part.process)}); again in {pause:.0f} s", err=True)
+
+    def stop(self) -> None:
+        """End all, the database last. Idempotent."""
+        for listener in self._sockets:
+            listener.close()
+        end([part.process for part in self._parts], signal.SIGTERM, STOP_SECONDS_MAX)
+        self._parts.clear()
+        if self._redis is not None:
+            self._redis.stop()
+        if self._postgres is not None:
+            self._postgres.stop()
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _how(process: "subprocess.Popen[bytes]") -> str:
+    code = process.returncode
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
