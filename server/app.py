@@ -11,10 +11,9 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -59,9 +58,9 @@ class Web:
         self.settings = settings
         self.metrics = Metrics()
         self.hub: Hub | None = None
-        starlette = Starlette(lifespan=self._lifespan)
-        self._router = starlette.router
-        self.app: ASGIApp = Guard(starlette, settings.public_url, self.metrics)
+        # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
+        self._router = Router(lifespan=self._lifespan)
+        self.app: ASGIApp = Guard(self._router, settings.public_url, self.metrics)
 
     def closing(self) -> None:
         """Every stream says goodbye, so that the server can end at once."""
@@ -69,7 +68,7 @@ class Web:
             self.hub.close()
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+    async def _lifespan(self, _: object) -> AsyncIterator[None]:
         settings, metrics = self.settings, self.metrics
         pool = await open_patiently(settings, application="web", probe=PROBE)
         secret = await pool.fetchval("select value from taskbeam.secrets where name = 'progress_token'")

@@ -55,6 +55,7 @@ class Guard:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(process="web", request_id=request_id)
         exchange = _Exchange(scope, send, request_id)
+        scope["app"] = self._app  # makes the router raise what it cannot answer, where it would send plain text
         try:
             self._admit(scope, headers)
             await self._app(scope, receive, exchange.send)
