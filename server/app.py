@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from server import openapi
 from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_patiently
 from server.dispatch.callback import Callback
+from server.dispatch.destination import origin_of
 from server.dispatch.outbox import Outbox
 from server.dispatch.progress import Progress
 from server.guard import Guard
@@ -60,7 +61,7 @@ class Web:
         self.hub: Hub | None = None
         # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
         self._router = Router(lifespan=self._lifespan)
-        self.app: ASGIApp = Guard(self._router, settings.public_url, self.metrics)
+        self.app: ASGIApp = Guard(self._router, settings.public_url, self.metrics, _image_origins(settings))
 
     def closing(self) -> None:
         """Every stream says goodbye, so that the server can end at once."""
@@ -110,7 +111,7 @@ class Web:
                 tick.run(),
                 outbox.run(),
                 Upkeep(pool, store, reader, pace, metrics).run(),
-                listen(settings.database_url or "", NOTICE_CHANNEL, tick.poke),
+                listen(settings.database_url or "", NOTICE_CHANNEL, tick.noticed),
             )
         ]
         for loop in loops:
@@ -198,6 +199,11 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
         return FileResponse(STATIC / name, media_type="text/html; charset=utf-8", headers=headers)
 
     return answer
+
+
+def _image_origins(settings: Settings) -> set[str]:
+    """A generator on the operator's own network may answer with plain http:// URLs of its own."""
+    return {origin_of(url) for url in (settings.generator_url, settings.public_url) if url}
 
 
 def _require(settings: Settings) -> None:

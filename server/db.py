@@ -95,8 +95,8 @@ async def close_pool(pool: Pool) -> None:
         await asyncio.wait_for(pool.close(), CLOSE_SECONDS_MAX)
 
 
-async def listen(url: str, channel: str, heard: Callable[[], None]) -> None:
-    """Call `heard` for every notice on the channel, and after each new connection; for ever.
+async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
+    """Call `heard(payload)` for every notice on the channel, and with "" after each new connection; for ever.
 
     A connection of its own, since LISTEN belongs to a session. Notices are hints: whoever needs them polls too.
     """
@@ -106,8 +106,8 @@ async def listen(url: str, channel: str, heard: Callable[[], None]) -> None:
             connection = await asyncpg.connect(url, timeout=ACQUIRE_TIMEOUT_SECONDS)
             try:
                 connection.add_termination_listener(lambda _, lost=lost: lost.set())
-                await connection.add_listener(channel, lambda *_: heard())
-                heard()
+                await connection.add_listener(channel, lambda *notice: heard(str(notice[-1])))
+                heard("")
                 await lost.wait()
             finally:
                 connection.terminate()
@@ -118,7 +118,14 @@ async def listen(url: str, channel: str, heard: Callable[[], None]) -> None:
 
 @contextlib.asynccontextmanager
 async def acting_as(pool: Pool, claims: str) -> AsyncIterator[Connection]:
-    """A transaction as `authenticated` with these claims (a JSON object as text); rolled back on an error."""
-    async with pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection, connection.transaction():
+    """A transaction as `authenticated` with these claims (a JSON object as text); rolled back on an error.
+
+    Raises TimeoutError when all of it takes longer than one statement may.
+    """
+    async with (
+        pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+        asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
+        connection.transaction(),
+    ):
         await connection.execute("select taskbeam.act_as($1)", claims)
         yield connection

@@ -8,6 +8,7 @@ and behind a tunnel only the routes that bring their own proof.
 import re
 import secrets
 import time
+from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
 
 import structlog
@@ -19,6 +20,7 @@ from server import errors
 from server.db import UNAVAILABLE
 from server.errors import Problem, problem_response
 from server.metrics import Metrics
+from server.settings import is_loopback
 
 log = structlog.get_logger()
 
@@ -26,24 +28,35 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 PATH_CHARACTERS_LOGGED = 200
 # They carry a signature or a token of their own, so they may be called from anywhere.
 SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/")
+# A tunnel may rewrite Host to ours, but it says for whom it asks.
+FORWARDED_ADDRESSES = ("x-forwarded-for", "x-real-ip", "cf-connecting-ip", "forwarded")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: https:; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
 }
 
 
 class Guard:
-    """Wraps the application. `public_url` is the tunnel's or proxy's address, if there is one."""
+    """Wraps the application. `public_url` is the tunnel's or proxy's address, if there is one.
 
-    def __init__(self, app: ASGIApp, public_url: str | None, metrics: Metrics) -> None:
+    `image_origins` are where pictures may come from besides us and https.
+    """
+
+    def __init__(
+        self, app: ASGIApp, public_url: str | None, metrics: Metrics, image_origins: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._public_host = urlsplit(public_url).netloc.lower() if public_url else None
         self._metrics = metrics
+        images = " ".join(["'self'", "data:", "https:", *sorted(image_origins)])
+        self._headers = {
+            **HEADERS,
+            "Content-Security-Policy": (
+                f"default-src 'none'; script-src 'self'; style-src 'self'; img-src {images}; connect-src 'self'; "
+                "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+            ),
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -54,7 +67,7 @@ class Guard:
         request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(9)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(process="web", request_id=request_id)
-        exchange = _Exchange(scope, send, request_id)
+        exchange = _Exchange(scope, send, request_id, self._headers)
         scope["app"] = self._app  # makes the router raise what it cannot answer, where it would send plain text
         try:
             self._admit(scope, headers)
@@ -71,10 +84,12 @@ class Guard:
             if host == self._public_host or _is_local(host):
                 return
             raise errors.ForeignHost
-        if not _is_local(host):
+        # The development server of an app on this machine may stand in front; no page can set this header for us.
+        front = headers.get("x-forwarded-host", host).lower()
+        if not _is_local(host) or not _is_local(front) or not _comes_from_here(headers):
             raise errors.ForeignHost
         origin = headers.get("origin")
-        if origin is not None and origin.lower() != f"http://{host}":
+        if origin is not None and origin.lower() not in (f"http://{host}", f"http://{front}"):
             raise errors.ForeignOrigin
         if path.startswith("/api/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             raise errors.ForeignOrigin
@@ -97,10 +112,11 @@ class Guard:
 class _Exchange:
     """The response as it goes out: what has begun, and what to say when something goes wrong."""
 
-    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str, headers: Mapping[str, str]) -> None:
         self._scope = scope
         self._send = send
         self._request_id = request_id
+        self._headers = headers
         self.began = time.monotonic()
         self.status = 0
 
@@ -108,7 +124,7 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
+            for name, value in self._headers.items():
                 headers.setdefault(name, value)
             headers["X-Request-Id"] = self._request_id
         elif message["type"] == "websocket.accept":
@@ -134,6 +150,12 @@ class _Exchange:
 def _is_local(host: str) -> bool:
     name = re.sub(r":[0-9]{1,5}$", "", host)
     return name in ("localhost", "127.0.0.1", "[::1]")
+
+
+def _comes_from_here(headers: Headers) -> bool:
+    """Whether every address that a proxy says it asks for is of this machine."""
+    said = [address for name in FORWARDED_ADDRESSES for address in headers.get(name, "").split(",") if address.strip()]
+    return all(is_loopback(address.strip().removeprefix("::ffff:")) for address in said)
 
 
 def _problem(error: Exception) -> Problem:

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 SQL_FOLDER = next(f for f in (HERE.parent / "sql", HERE / "sql") if f.is_dir())
 LOCK_KEY = 7_364_002_110_341
 LOCK_TIMEOUT = "60s"
+LOGIN_ROLE = "taskbeam"
 
 
 class MigrationRefused(Exception):
@@ -34,6 +35,13 @@ async def migrate(url: str, folder: Path = SQL_FOLDER) -> list[str]:
         return await _apply(connection, files)
     finally:
         await connection.close()
+
+
+async def create_login_role(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """The role our processes log in as: not the owner, no superuser; it may what the grants say. Idempotent."""
+    if not await connection.fetchval("select exists (select from pg_roles where rolname = $1)", LOGIN_ROLE):
+        await connection.execute("create role taskbeam login noinherit")
+    await connection.execute("grant anon, authenticated, service_role to taskbeam")
 
 
 def _read(folder: Path) -> list[tuple[str, str]]:

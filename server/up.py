@@ -6,13 +6,10 @@ secrets. Parts that the settings replace (DATABASE_URL, REDIS_URL, QSTASH_TOKEN,
 
 import asyncio
 import contextlib
-import fcntl
 import http.client
 import os
-import secrets
 import signal
 import socket
-import string
 import subprocess
 import sys
 import time
@@ -24,17 +21,15 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import click
-import msgspec
 
 from server.embedded.children import ChildFailed, end, spawn
+from server.embedded.folder import DataFolder, FolderRefused
 from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis
-from server.migrate import MigrationRefused, migrate
+from server.migrate import LOGIN_ROLE, MigrationRefused, create_login_role, migrate
 from server.settings import InvalidSettings, Settings, is_loopback
 
 DATABASE = "taskbeam"
-LOGIN_ROLE = "taskbeam"
-FOLDER_FORMAT = 1
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 3.5
 BACKOFF_SECONDS_MAX = 10.0
@@ -67,7 +62,7 @@ def run_up(overrides: Mapping[str, str]) -> int:
             supervisor.watch()
     except Stopped:
         return 0
-    except (CannotStart, ChildFailed, MigrationRefused) as error:
+    except (CannotStart, ChildFailed, FolderRefused, MigrationRefused) as error:
         click.echo(f"taskbeam: {error}", err=True)
         return 1
     finally:
@@ -79,64 +74,6 @@ def run_up(overrides: Mapping[str, str]) -> int:
 
 def _stop(_: int, __: FrameType | None) -> NoReturn:
     raise Stopped
-
-
-class DataFolder:
-    """The folder of all data: ours by its marker, this process's by its lock."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
-        self._lock: int | None = None
-
-    def claim(self) -> None:
-        """Raises CannotStart where it belongs to somebody else, or to another `up`."""
-        marker = self.path / "taskbeam.json"
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not marker.exists():
-                if any(entry.name != "lock" for entry in self.path.iterdir()):
-                    raise CannotStart(f"{self.path} holds files that are not Taskbeam's: choose another with --data")
-                marker.write_bytes(msgspec.json.encode({"format": FOLDER_FORMAT}))
-            self._check(marker)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise CannotStart(f"the data folder {self.path} cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(self._lock, 20).decode(errors="replace").strip()
-            raise CannotStart(f"{self.path} is in use by another `taskbeam up` (process {owner})") from None
-        os.truncate(self._lock, 0)
-        os.write(self._lock, str(os.getpid()).encode())
-
-    def _check(self, marker: Path) -> None:
-        try:
-            known = msgspec.json.decode(marker.read_bytes(), type=dict[str, int]).get("format")
-        except msgspec.MsgspecError:
-            known = None
-        if known != FOLDER_FORMAT:
-            raise CannotStart(f"{marker} is not of this version of Taskbeam: choose another folder with --data")
-
-    def secrets(self) -> dict[str, str]:
-        """The token and signing keys of our own dispatcher, made the first time."""
-        path = self.path / "secrets.json"
-        if not path.exists():
-            made = {
-                "QSTASH_TOKEN": secrets.token_urlsafe(32),
-                "QSTASH_CURRENT_SIGNING_KEY": _signing_key(),
-                "QSTASH_NEXT_SIGNING_KEY": _signing_key(),
-            }
-            part = path.with_suffix(".new")
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(made))
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(path)
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
-
-
-def _signing_key() -> str:
-    return "sig_" + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(28))
 
 
 class Part:
@@ -164,7 +101,7 @@ class Supervisor:
         self._sockets: list[socket.socket] = []
 
     def start(self) -> None:
-        """Raises CannotStart, ChildFailed or MigrationRefused."""
+        """Raises CannotStart, FolderRefused, ChildFailed or MigrationRefused."""
         settings = self._settings
         self._check_upstash()
         self._folder.claim()
@@ -185,13 +122,11 @@ class Supervisor:
         asyncio.run(self._prepare_database())
         if self._redis is not None:
             self._redis.ready()
-        private = [origin]
         generator = self._listen("127.0.0.1", 0) if settings.generator_url is None else None
         if generator is not None:
-            private.append(f"http://127.0.0.1:{generator.getsockname()[1]}")
-            self._env["GENERATOR_URL"] = f"{private[-1]}/"
+            self._env["GENERATOR_URL"] = f"http://127.0.0.1:{generator.getsockname()[1]}/"
         if settings.qstash_token is None:
-            self._add_dispatcher(origin, private)
+            self._add_dispatcher(origin)
         if generator is not None:
             self._add("generator", generator)
         self._add("web", web)
@@ -245,22 +180,17 @@ class Supervisor:
         await migrate(self._postgres.url(DATABASE))
         connection = await asyncpg.connect(self._postgres.url(DATABASE))
         try:
-            if not await connection.fetchval("select exists (select from pg_roles where rolname = $1)", LOGIN_ROLE):
-                # Not the owner and no superuser: what the server may do is what the grants say.
-                await connection.execute(
-                    "create role taskbeam login noinherit; grant anon, authenticated, service_role to taskbeam"
-                )
+            await create_login_role(connection)
         finally:
             await connection.close()
         self._env["DATABASE_URL"] = self._postgres.url(DATABASE, LOGIN_ROLE)
 
-    def _add_dispatcher(self, origin: str, private: list[str]) -> None:
+    def _add_dispatcher(self, origin: str) -> None:
         listener = self._listen("127.0.0.1", 0)
         self._env.update(
             self._folder.secrets(),
             QSTASH_URL=f"http://127.0.0.1:{listener.getsockname()[1]}",
             CALLBACK_URL=self._settings.callback_url or origin,
-            DISPATCHER_PRIVATE_ORIGINS=",".join([*private, *self._settings.dispatcher_private_origins]),
         )
         self._add("dispatcher", listener)
 

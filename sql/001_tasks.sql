@@ -26,7 +26,9 @@ begin
     if not exists (select from pg_roles where rolname = role_name) then
       execute format('create role %I nologin noinherit', role_name);
     end if;
-    if not pg_has_role(current_user, role_name, 'member') then
+    -- Since Postgres 16 whoever creates a role may administer it, but not yet take it on.
+    if not pg_has_role(current_user, role_name,
+                       case when current_setting('server_version_num')::int >= 160000 then 'SET' else 'MEMBER' end) then
       execute format('grant %I to %I', role_name, current_user);
     end if;
   end loop;
@@ -418,10 +420,6 @@ select e.task_id, e.user_id, e.version, e.owner_seq, e.status_version, e.status,
 grant usage on schema taskbeam to authenticated;
 revoke all on taskbeam.changes from public, anon, authenticated, service_role;
 grant select on taskbeam.changes to authenticated, service_role;
--- Back to the server's own role within one transaction (a create writes the row as its user, the message as us).
-create function taskbeam.act_as_service() returns void language sql as $$ select set_config('role', 'service_role', true) $$;
-revoke all on function taskbeam.act_as_service() from public;
-grant execute on function taskbeam.act_as_service() to authenticated;
 grant select (user_id, seq) on taskbeam.owners to authenticated;
 alter table taskbeam.owners enable row level security;
 create policy taskbeam_read on taskbeam.owners for select to authenticated using (user_id = (select auth.uid()));

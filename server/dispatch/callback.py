@@ -88,7 +88,8 @@ class Callback:
     async def _take(self, task_id: str, attempt: int, delivery: Delivery, jti: str) -> Outcome:
         if delivery.status == 202:
             # Accepted, not finished: the generator will report by itself.
-            return await self._store.report(task_id, Report(attempt=attempt, delivery=delivery.retried + 1))
+            accepted = Report(attempt=attempt, delivery=delivery.retried + 1)
+            return await self._store.report(task_id, accepted, jti=jti)
         answer = _answer(delivery)
         if 200 <= delivery.status < 300:
             try:
@@ -101,9 +102,8 @@ class Callback:
             change = Fail(attempt=attempt, error=_reason(delivery.status, answer), error_code=_code(delivery.status))
             return await self._store.fail(task_id, change, jti=jti)
         message = f"{_reason(delivery.status, b'')}; trying again"
-        return await self._store.report(
-            task_id, Report(attempt=attempt, delivery=delivery.retried + 2, message=message)
-        )
+        again = Report(attempt=attempt, delivery=delivery.retried + 2, message=message)
+        return await self._store.report(task_id, again, jti=jti)
 
 
 def _subject(request: Request) -> tuple[str, int]:

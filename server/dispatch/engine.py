@@ -6,6 +6,7 @@ claim, so that a holder that was slow, not dead, changes nothing afterwards.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias
 
@@ -159,7 +160,7 @@ class Engine:
 
     @staticmethod
     def _pause(message: Claimed, answer: Answer) -> float:
-        asked = retry.asked_seconds(answer.low(), now=message.created_at_ms / 1000)
+        asked = retry.asked_seconds(answer.low(), now=time.time())
         if asked is not None:
             return asked
         if message.retry_delay is not None:

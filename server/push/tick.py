@@ -22,13 +22,15 @@ from server.tasks.snapshot import TaskChange
 log = structlog.get_logger()
 
 PERIOD_SECONDS = 1.0
+POKED_SECONDS = 0.02
+NOTICED_MAX = 10_000
 WINDOW = dt.timedelta(milliseconds=STATEMENT_TIMEOUT_MS + 2_000)
 # Where the trigger in sql/001 tells of changes that others made to tasks: those nobody publishes.
 NOTICE_CHANNEL = "taskbeam"
 
 
 class Tick:
-    """`poke()` makes the next tick come at once."""
+    """`poke()` and `noticed()` make the next tick come at once."""
 
     def __init__(self, reader: TaskReader, followers: hub.Hub, metrics: Metrics) -> None:
         self._reader = reader
@@ -36,8 +38,18 @@ class Tick:
         self._metrics = metrics
         self._poked = asyncio.Event()
         self._since: dt.datetime | None = None
+        self._noticed: set[str] = set()
 
     def poke(self) -> None:
+        self._poked.set()
+
+    def noticed(self, payload: str) -> None:
+        """Somebody else changed a task: `payload` is "task_id version", or "" when notices may have been lost.
+
+        Their transaction may have lasted longer than the window reaches back, so the task is looked at by name.
+        """
+        if payload and len(self._noticed) < NOTICED_MAX:
+            self._noticed.add(payload.partition(" ")[0])
         self._poked.set()
 
     async def run(self) -> None:
@@ -56,11 +68,17 @@ class Tick:
                 await asyncio.wait_for(self._poked.wait(), PERIOD_SECONDS)
             except TimeoutError:
                 continue
+            await asyncio.sleep(POKED_SECONDS)  # what comes together is looked at together
             self._poked.clear()
 
     async def _once(self) -> None:
-        now, recent = await self._reader.changed_since(self._since, WINDOW)
-        await self._tell(recent)
+        noticed, self._noticed = self._noticed, set()
+        try:
+            now, recent = await self._reader.changed_since(self._since, WINDOW, sorted(noticed))
+            await self._tell(recent)
+        except BaseException:
+            self._noticed |= noticed
+            raise
         self._since = now  # only now: what could not be told is looked for again
 
     async def _tell(self, recent: list[Recent]) -> None:

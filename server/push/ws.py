@@ -1,7 +1,7 @@
 """Many tasks over one WebSocket: thin, like sse.py; what a client sees of a task is decided in follow.py.
 
 One task of the event loop reads, one writes. Nothing the client sends ends the connection but what RFC 6455
-says must: malformed JSON or binary (1007), a message too long (1009, by the server).
+says must: malformed JSON (1007), binary (1003), a message too long (1009, by the server).
 """
 
 import asyncio

@@ -117,18 +117,27 @@ class TaskReader:
         rows = rows[:limit]
         return self._changes(rows), _encode_page(rows[-1]) if more else None
 
-    async def changed_since(self, since: dt.datetime | None, window: dt.timedelta) -> tuple[dt.datetime, list[Recent]]:
+    async def changed_since(
+        self, since: dt.datetime | None, window: dt.timedelta, named: Sequence[str]
+    ) -> tuple[dt.datetime, list[Recent]]:
         """Which tasks changed after `since` less `window` (None: within the window), and the database's now.
 
-        For the tick, as the server: who may see what was decided when each follower joined.
+        The tasks `named` are among them whenever they changed. For the tick, as the server: who may see what was
+        decided when each follower joined.
         """
         rows = await self._pool.fetch(
-            """with clock as (select clock_timestamp() as now)
-               select clock.now, e.task_id, e.user_id::text, max(e.version) as version, max(e.owner_seq) as seq
-                 from clock left join public.task_events e on e.at > coalesce($1::timestamptz, clock.now) - $2::interval
-                group by 1, 2, 3""",
+            """with clock as (select clock_timestamp() as now), late as (
+                 select e.task_id, e.user_id, e.version, e.owner_seq from clock
+                   join public.task_events e on e.at > coalesce($1::timestamptz, clock.now) - $2::interval
+                 union all
+                 select e.task_id, e.user_id, e.version, e.owner_seq from public.image_generations t
+                   join public.task_events e using (task_id, version) where t.task_id = any ($3)
+               )
+               select clock.now, task_id, user_id::text, max(version) as version, max(owner_seq) as seq
+                 from clock left join late on true group by 1, 2, 3""",
             since,
             window,
+            named,
         )
         return rows[0]["now"], [
             Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in rows if row["task_id"]

@@ -56,7 +56,7 @@ class TaskStore:
                     params.decode(),
                 )
                 (row,) = await connection.fetch("select * from taskbeam.changes where task_id = $1", task_id)
-                await connection.execute("select taskbeam.act_as_service()")
+                await connection.execute("set local role service_role")  # the message is ours, not the user's
                 await connection.execute("insert into taskbeam.dispatches (task_id, attempt) values ($1, 1)", task_id)
         except asyncpg.ForeignKeyViolationError:
             self._known_users.discard(user_id)
@@ -73,11 +73,18 @@ class TaskStore:
             self._known_users.clear()
         self._known_users.add(user_id)
 
-    async def report(self, task_id: str, report: Report) -> Outcome:
-        """A generator has begun or moved on. Raises NoSuchTask."""
-        version = await self._pool.fetchval(
+    async def report(self, task_id: str, report: Report, *, jti: str | None = None) -> Outcome:
+        """A generator has begun or moved on. `jti` is the id of the signed callback that says so: it counts once.
+
+        Raises NoSuchTask.
+        """
+        row = await self._pool.fetchrow(
             """
-            update public.image_generations set
+            with seen as (
+              insert into taskbeam.callbacks_seen (jti) select $10::text where $10 is not null
+              on conflict do nothing returning jti
+            ), changed as (
+              update public.image_generations set
               status = 'processing',
               progress = case when $3 > delivery then $4 else coalesce($4, progress) end,
               message = case when $3 > delivery then $5 else coalesce($5, message) end,
@@ -96,7 +103,10 @@ class TaskStore:
                             or (coalesce($4, progress), coalesce($5, message), coalesce($6, preview),
                                 coalesce($7, step), coalesce($8, steps))
                                is distinct from (progress, message, preview, step, steps))))
+              and ($10 is null or exists (select from seen))
             returning version
+            )
+            select (select version from changed) as version, $10 is null or exists (select from seen) as fresh
             """,
             task_id,
             report.attempt,
@@ -107,14 +117,12 @@ class TaskStore:
             report.step,
             report.steps,
             self._deadline_seconds,
+            jti,
         )
-        return await self._outcome(task_id, report, version)
+        return await self._counted(task_id, report, row)
 
     async def complete(self, task_id: str, change: Complete, *, jti: str | None = None) -> Outcome:
-        """End the run with its result. `jti` is the id of the signed callback that says so: it counts once.
-
-        Raises NoSuchTask.
-        """
+        """End the run with its result; `jti` as in report(). Raises NoSuchTask."""
         row = await self._pool.fetchrow(
             """
             with seen as (
@@ -138,7 +146,7 @@ class TaskStore:
         return await self._counted(task_id, change, row)
 
     async def fail(self, task_id: str, change: Fail, *, jti: str | None = None) -> Outcome:
-        """End the run without a result; `jti` as in complete(). Raises NoSuchTask."""
+        """End the run without a result; `jti` as in report(). Raises NoSuchTask."""
         row = await self._pool.fetchrow(
             """
             with seen as (
@@ -163,8 +171,8 @@ class TaskStore:
         )
         return await self._counted(task_id, change, row)
 
-    async def _counted(self, task_id: str, change: Complete | Fail, row: asyncpg.Record | None) -> Outcome:
-        assert row is not None  # noqa: S101  (both statements end in a select without a FROM)
+    async def _counted(self, task_id: str, change: Report | Complete | Fail, row: asyncpg.Record | None) -> Outcome:
+        assert row is not None  # noqa: S101  (the statements end in a select without a FROM)
         return await self._outcome(task_id, change, row["version"]) if row["fresh"] else "duplicate"
 
     async def _outcome(self, task_id: str, change: Report | Complete | Fail, version: int | None) -> Outcome:

@@ -1,0 +1,73 @@
+"""The folder that holds everything `up` keeps: ours by its marker, one process's by its lock, with its secrets."""
+
+import fcntl
+import os
+import secrets
+import string
+from pathlib import Path
+
+import msgspec
+
+FOLDER_FORMAT = 1
+
+
+class FolderRefused(Exception):
+    """This folder cannot be used; the message says why, in one line."""
+
+
+class DataFolder:
+    """The folder of all data: ours by its marker, this process's by its lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self._lock: int | None = None
+
+    def claim(self) -> None:
+        """Raises FolderRefused where it belongs to somebody else, or to another `up`."""
+        marker = self.path / "taskbeam.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                if any(entry.name != "lock" for entry in self.path.iterdir()):
+                    raise FolderRefused(f"{self.path} holds files that are not Taskbeam's: choose another with --data")
+                marker.write_bytes(msgspec.json.encode({"format": FOLDER_FORMAT}))
+            self._check(marker)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise FolderRefused(f"the data folder {self.path} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._lock, 20).decode(errors="replace").strip()
+            raise FolderRefused(f"{self.path} is in use by another `taskbeam up` (process {owner})") from None
+        os.truncate(self._lock, 0)
+        os.write(self._lock, str(os.getpid()).encode())
+
+    def _check(self, marker: Path) -> None:
+        try:
+            known = msgspec.json.decode(marker.read_bytes(), type=dict[str, int]).get("format")
+        except msgspec.MsgspecError:
+            known = None
+        if known != FOLDER_FORMAT:
+            raise FolderRefused(f"{marker} is not of this version of Taskbeam: choose another folder with --data")
+
+    def secrets(self) -> dict[str, str]:
+        """The token and signing keys of our own dispatcher, made the first time."""
+        path = self.path / "secrets.json"
+        if not path.exists():
+            made = {
+                "QSTASH_TOKEN": secrets.token_urlsafe(32),
+                "QSTASH_CURRENT_SIGNING_KEY": _signing_key(),
+                "QSTASH_NEXT_SIGNING_KEY": _signing_key(),
+            }
+            part = path.with_suffix(".new")
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(msgspec.json.encode(made))
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+
+
+def _signing_key() -> str:
+    return "sig_" + "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(28))
