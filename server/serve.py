@@ -5,7 +5,10 @@ only after all connections have closed, and the streams close only when they are
 """
 
 import asyncio
+import contextlib
+import resource
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -44,6 +47,7 @@ def run_app(
 
     `on_exit` is called in the event loop as the first thing after the signal. Exits by the signal it caught.
     """
+    _raise_file_limit()
     config = uvicorn.Config(
         app,
         host=host,
@@ -67,6 +71,14 @@ def run_app(
     )
     server = _Server(config, on_exit)
     server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+
+
+def _raise_file_limit() -> None:
+    """Every stream is an open file, and the usual soft limit is 1,024."""
+    if sys.platform != "win32":
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run_web(settings: Settings, fd: int | None = None) -> None:

@@ -58,6 +58,8 @@ def run_up(overrides: Mapping[str, str]) -> int:
         signal.signal(signum, _stop)
     try:
         supervisor.start()
+        click.echo(supervisor.banner())
+        sys.stdout.flush()
         while True:
             supervisor.watch()
     except Stopped:
@@ -99,6 +101,7 @@ class Supervisor:
         self._redis: EmbeddedRedis | None = None
         self._parts: list[Part] = []
         self._sockets: list[socket.socket] = []
+        self.origin = ""
 
     def start(self) -> None:
         """Raises CannotStart, FolderRefused, ChildFailed or MigrationRefused."""
@@ -131,7 +134,7 @@ class Supervisor:
             self._add("generator", generator)
         self._add("web", web)
         self._await_web(web)
-        self._banner(origin)
+        self.origin = origin
 
     def _check_upstash(self) -> None:
         settings = self._settings
@@ -216,7 +219,12 @@ class Supervisor:
             time.sleep(0.02)
         raise ChildFailed(f"the web process was not ready in {READY_SECONDS_MAX:.0f} seconds")
 
-    def _banner(self, origin: str) -> None:
+    def pid(self, name: str) -> int:
+        """The process id of one of our parts. Raises StopIteration where there is none of that name."""
+        return next(part.process.pid for part in self._parts if part.name == name)
+
+    def banner(self) -> str:
+        """What was started, where its data lies, and the address."""
         ours = [part.name for part in self._parts]
         lines = [
             f"Taskbeam: {', '.join(ours)}"
@@ -224,10 +232,9 @@ class Supervisor:
             + (", private Redis" if self._redis else ""),
             f"data in {self._folder.path}; Ctrl-C ends everything",
             *([self._postgres.note] if self._postgres and self._postgres.note else []),
-            f"ready {origin}",
+            f"ready {self.origin}",
         ]
-        click.echo("\n".join(lines))
-        sys.stdout.flush()
+        return "\n".join(lines)
 
     def watch(self) -> None:
         """Wait a moment, then start again what has ended."""
