@@ -61,7 +61,8 @@ class Web:
         self.hub: Hub | None = None
         # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
         self._router = Router(lifespan=self._lifespan)
-        self.app: ASGIApp = Guard(self._router, settings.public_url, self.metrics, _image_origins(settings))
+        told = [url for url in (settings.public_url, settings.callback_url) if url]
+        self.app: ASGIApp = Guard(self._router, told, self.metrics, _image_origins(settings))
 
     def closing(self) -> None:
         """Every stream says goodbye, so that the server can end at once."""

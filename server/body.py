@@ -10,24 +10,54 @@ from server.errors import InvalidBody, TooLarge, UnsupportedMediaType
 
 T = TypeVar("T")
 
+DEPTH_MAX = 100
+DROPPED_BYTES_MAX = 1024 * 1024
+
+# A string, or a bracket outside of strings; possessive, so that its time is linear.
+_STRUCTURE = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 # Postgres takes no NUL in text or jsonb. An even number of backslashes before it is text about NUL, not NUL.
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
-    """The raw body. Raises TooLarge as soon as it is, whatever Content-Length said."""
+    """The raw body. Raises TooLarge when it is, whatever Content-Length said.
+
+    A moderate excess is read and dropped, so that the client is still there to hear the answer; more cuts it off.
+    """
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > bytes_max:
-            raise TooLarge(f"The body may have {bytes_max} bytes at most", headers={"Connection": "close"})
-        chunks.append(chunk)
+        if size <= bytes_max:
+            chunks.append(chunk)
+        elif size > bytes_max + DROPPED_BYTES_MAX:
+            raise _too_large(bytes_max, {"Connection": "close"})
+    if size > bytes_max:
+        raise _too_large(bytes_max)
     return b"".join(chunks)
+
+
+def _too_large(bytes_max: int, headers: dict[str, str] | None = None) -> TooLarge:
+    return TooLarge(f"The body may have {bytes_max} bytes at most", headers=headers)
+
+
+def _too_deep(body: bytes) -> bool:
+    """What the decoder bears depends on the stack that is left; what is accepted must not."""
+    if body.count(b"[") + body.count(b"{") <= DEPTH_MAX:
+        return False
+    depth = 0
+    for match in _STRUCTURE.finditer(body):
+        depth += match[0] in (b"[", b"{")
+        depth -= match[0] in (b"]", b"}")
+        if depth > DEPTH_MAX:
+            return True
+    return False
 
 
 def decode_json(body: bytes, kind: type[T]) -> T:
     """The body as a `kind`. Raises InvalidBody, saying where it does not fit."""
+    if _too_deep(body):
+        raise InvalidBody(f"Nested deeper than {DEPTH_MAX}")
     if _ESCAPED_NUL.search(body):
         raise InvalidBody("NUL characters (\\u0000) cannot be stored")
     try:

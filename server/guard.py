@@ -38,16 +38,16 @@ HEADERS = {
 
 
 class Guard:
-    """Wraps the application. `public_url` is the tunnel's or proxy's address, if there is one.
+    """Wraps the application. `told_urls` are the addresses that QStash and generators were told, such as a tunnel's.
 
     `image_origins` are where pictures may come from besides us and https.
     """
 
     def __init__(
-        self, app: ASGIApp, public_url: str | None, metrics: Metrics, image_origins: Collection[str] = ()
+        self, app: ASGIApp, told_urls: Collection[str], metrics: Metrics, image_origins: Collection[str] = ()
     ) -> None:
         self._app = app
-        self._public_host = urlsplit(public_url).netloc.lower() if public_url else None
+        self._told_hosts = frozenset(urlsplit(url).netloc.lower() for url in told_urls)
         self._metrics = metrics
         images = " ".join(["'self'", "data:", "https:", *sorted(image_origins)])
         self._headers = {
@@ -81,7 +81,7 @@ class Guard:
         host = headers.get("host", "").lower()
         path = scope["path"]
         if path.startswith(SELF_PROVING):
-            if host == self._public_host or _is_local(host):
+            if host in self._told_hosts or _is_local(host):
                 return
             raise errors.ForeignHost
         # The development server of an app on this machine may stand in front; no page can set this header for us.

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from server.dispatch.retry import BadExpression, parse_delay
+
 
 class InvalidSettings(ValueError):
     """One or more settings cannot be used; `problems` holds one line for each, starting with its name."""
@@ -82,6 +84,14 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 def _pointer(value: str) -> str:
     if not re.fullmatch(r"(/([^~/]|~[01])*)+", value):
         raise ValueError("must be a JSON pointer such as /data/0/url")
+    return value
+
+
+def _expression(value: str) -> str:
+    try:
+        parse_delay(value)
+    except BadExpression as error:
+        raise ValueError(f"is not an expression over `retried`: {error}") from None
     return value
 
 
@@ -202,7 +212,7 @@ class Settings:
     generator_retry_delay_ms: str = _setting(
         "GENERATOR_RETRY_DELAY",
         "1000 * pow(2, retried)",
-        _text,
+        _expression,
         "Milliseconds before a retry, as a QStash expression over `retried` (0 at the first).",
     )
     task_deadline_seconds: float = _setting(
@@ -236,7 +246,7 @@ class Settings:
             try:
                 values[field.name] = field.metadata["parse"](raw)
             except ValueError as error:
-                shown = "" if field.metadata["secret"] else f" (it is {raw[:80]!r})"
+                shown = "" if field.metadata["secret"] or "@" in raw else f" (it is {raw[:80]!r})"
                 problems.append(f"{name} {error}{shown}")
         settings = cls(**values)
         problems += _contradictions(settings)
@@ -247,7 +257,8 @@ class Settings:
     @property
     def callback_base(self) -> str:
         """The URL that callbacks and reports are sent below."""
-        return self.callback_url or self.public_url or f"http://{self.host}:{self.port}"
+        host = f"[{self.host.strip('[]')}]" if ":" in self.host else self.host
+        return self.callback_url or self.public_url or f"http://{host}:{self.port}"
 
     @property
     def signing_keys(self) -> tuple[str, ...]:

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import click
+import msgspec
 
+from server.dispatch.moved import Addresses, follow_move
 from server.embedded.children import ChildFailed, end, spawn
 from server.embedded.folder import DataFolder, FolderRefused
 from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
@@ -30,6 +32,7 @@ from server.migrate import LOGIN_ROLE, MigrationRefused, create_login_role, migr
 from server.settings import InvalidSettings, Settings, is_loopback
 
 DATABASE = "taskbeam"
+ADDRESSES = "addresses.json"
 READY_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 3.5
 BACKOFF_SECONDS_MAX = 10.0
@@ -129,6 +132,8 @@ class Supervisor:
         if generator is not None:
             self._env["GENERATOR_URL"] = f"http://127.0.0.1:{generator.getsockname()[1]}/"
         if settings.qstash_token is None:
+            built_in = "" if generator is None else self._env["GENERATOR_URL"]
+            asyncio.run(self._follow_move(Addresses(f"{origin}/", built_in)))
             self._add_dispatcher(origin)
         if generator is not None:
             self._add("generator", generator)
@@ -167,26 +172,45 @@ class Supervisor:
         return listener
 
     async def _prepare_database(self) -> None:
-        if self._postgres is None:
-            try:
+        try:
+            if self._postgres is None:
                 await migrate(self._settings.database_url or "")
-            except (OSError, asyncpg.PostgresError, TimeoutError) as error:
-                raise CannotStart(f"DATABASE_URL: {type(error).__name__}: {error}") from error
-            return
-        await self._postgres.ready()
-        connection = await asyncpg.connect(self._postgres.url(SUPERUSER))
+            else:
+                await self._create_database(self._postgres)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            whose = "DATABASE_URL" if self._postgres is None else "the private Postgres"
+            raise CannotStart(f"{whose}: {type(error).__name__}: {error}".partition("\n")[0]) from error
+
+    async def _create_database(self, postgres: EmbeddedPostgres) -> None:
+        await postgres.ready()
+        connection = await asyncpg.connect(postgres.url(SUPERUSER))
         try:
             if not await connection.fetchval("select exists (select from pg_database where datname = $1)", DATABASE):
                 await connection.execute("create database taskbeam")
         finally:
             await connection.close()
-        await migrate(self._postgres.url(DATABASE))
-        connection = await asyncpg.connect(self._postgres.url(DATABASE))
+        await migrate(postgres.url(DATABASE))
+        connection = await asyncpg.connect(postgres.url(DATABASE))
         try:
             await create_login_role(connection)
         finally:
             await connection.close()
-        self._env["DATABASE_URL"] = self._postgres.url(DATABASE, LOGIN_ROLE)
+        self._env["DATABASE_URL"] = postgres.url(DATABASE, LOGIN_ROLE)
+
+    async def _follow_move(self, here: Addresses) -> None:
+        """What was accepted before a restart must reach us where we are now."""
+        before = self._folder.recall(ADDRESSES)
+        now = msgspec.to_builtins(here)
+        if before == now:
+            return
+        if before:
+            url = self._settings.database_url if self._postgres is None else self._postgres.url(DATABASE)
+            connection = await asyncpg.connect(url)
+            try:
+                await follow_move(connection, msgspec.convert(before, Addresses), here)
+            finally:
+                await connection.close()
+        self._folder.remember(ADDRESSES, now)
 
     def _add_dispatcher(self, origin: str) -> None:
         listener = self._listen("127.0.0.1", 0)

@@ -20,6 +20,7 @@ from server.embedded.postgres import EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis
 from server.migrate import create_login_role, migrate
 from server.settings import Settings
+from tests.clusters import hosted, hosted_cluster, supabase, supabase_cluster  # noqa: F401  (fixtures)
 from tests.deployment import Database, Deployment
 
 TEMPLATE = "template_taskbeam"

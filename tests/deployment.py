@@ -35,10 +35,10 @@ class Database:
     owner_url: str
 
 
-def listen() -> socket.socket:
+def listen(address: str = "127.0.0.1", port: int = 0) -> socket.socket:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", 0))
+    listener.bind((address, port))
     listener.listen(1024)
     return listener
 
@@ -132,7 +132,7 @@ class Deployment:
         self.prefix = f"{database.name}:"
         web_sockets = [listen() for _ in range(webs)]
         dispatcher_socket, generator_socket = listen(), listen()
-        origin = f"http://127.0.0.1:{web_sockets[0].getsockname()[1]}"
+        origin = f"http://127.0.0.1:{web_sockets[0].getsockname()[1]}" if webs else "http://127.0.0.1:9"
         self.env = {
             **clean_env(),
             "DATABASE_URL": database.url,

@@ -1,6 +1,7 @@
 """A client for server-sent events, as strict as a browser: it only knows what the stream says."""
 
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,6 +20,15 @@ class Event:
     @property
     def is_change(self) -> bool:
         return self.event in ("status", "progress")
+
+
+async def _lines(text: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Lines as the standard of event streams has them: U+2028 and its like do not end one."""
+    rest = ""
+    async for piece in text:
+        *whole, rest = re.split(r"\r\n|\n|\r", rest + piece)
+        for line in whole:
+            yield line
 
 
 async def parse(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
@@ -53,7 +63,7 @@ async def stream(
     async with client.stream("GET", f"/api/generate/events?{query}", headers=headers) as response:
         assert response.status_code == 200, (response.status_code, await response.aread())
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        yield parse(response.aiter_lines())
+        yield parse(_lines(response.aiter_text()))
 
 
 async def changes(client: httpx.AsyncClient, query: str, headers: Mapping[str, str] | None = None) -> list[Event]:

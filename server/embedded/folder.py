@@ -52,21 +52,38 @@ class DataFolder:
             raise FolderRefused(f"{marker} is not of this version of Taskbeam: choose another folder with --data")
 
     def secrets(self) -> dict[str, str]:
-        """The token and signing keys of our own dispatcher, made the first time."""
-        path = self.path / "secrets.json"
-        if not path.exists():
-            made = {
+        """The token and signing keys of our own dispatcher, made the first time. Raises FolderRefused."""
+        known = self.recall("secrets.json")
+        if not known:
+            known = {
                 "QSTASH_TOKEN": secrets.token_urlsafe(32),
                 "QSTASH_CURRENT_SIGNING_KEY": _signing_key(),
                 "QSTASH_NEXT_SIGNING_KEY": _signing_key(),
             }
-            part = path.with_suffix(".new")
+            self.remember("secrets.json", known)
+        return known
+
+    def recall(self, name: str) -> dict[str, str]:
+        """What remember() wrote last under this name; {} before the first time. Raises FolderRefused."""
+        path = self.path / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.MsgspecError) as error:
+            raise FolderRefused(f"{path} cannot be read: {error}") from error
+
+    def remember(self, name: str, values: dict[str, str]) -> None:
+        """Write a small file, readable by us only; whole or not at all. Raises FolderRefused."""
+        part = self.path / f"{name}.new"
+        try:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(made))
+                file.write(msgspec.json.encode(values))
                 file.flush()
                 os.fsync(file.fileno())
-            part.rename(path)
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+            part.rename(self.path / name)
+        except OSError as error:
+            raise FolderRefused(f"{part} cannot be written: {error.strerror}") from error
 
 
 def _signing_key() -> str:

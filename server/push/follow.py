@@ -25,8 +25,8 @@ log = structlog.get_logger()
 CONFIRM_SECONDS = 0.25
 REREAD_SECONDS = 0.5
 
-# From a position: the items after it, the position they reach, and whether there is more.
-Read: TypeAlias = Callable[[int], Awaitable[tuple[list[hub.Item], int, bool]]]
+# From a position: the items after it, and whether there is more.
+Read: TypeAlias = Callable[[int], Awaitable[tuple[list[hub.Item], bool]]]
 
 
 class Follower:
@@ -62,7 +62,7 @@ class Follower:
         if subscription.gap and not subscription.inbox:
             subscription.gap = False
             try:
-                items, reached, more = await self._read(subscription.received)
+                items, more = await self._read(subscription.received)
             except UNAVAILABLE as error:
                 log.warning("history_unavailable", reason=type(error).__name__)
                 subscription.gap = True
@@ -70,7 +70,6 @@ class Follower:
                 return []
             for item in items:
                 subscription.offer(item)
-            subscription.skip_to(reached)
             subscription.gap = subscription.gap or more
         items = [item for item in subscription.take() if self._wanted(item.change)]
         if subscription.gap:
@@ -113,9 +112,9 @@ class Following:
     async def task(self, caller: Caller, task_id: str, after: int, wake: Callable[[], None]) -> Follower | None:
         """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
 
-        async def read(position: int) -> tuple[list[hub.Item], int, bool]:
+        async def read(position: int) -> tuple[list[hub.Item], bool]:
             changes = await self._reader.since(caller.claims, task_id, position)
-            return hub.task_items(changes, position), position, False
+            return hub.task_items(changes, position), False
 
         subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
         follower = Follower(self, subscription, read)
@@ -148,10 +147,9 @@ class Following:
         None where the caller cannot see one of `only`: a partial answer would tell them apart.
         """
 
-        async def read(position: int) -> tuple[list[hub.Item], int, bool]:
+        async def read(position: int) -> tuple[list[hub.Item], bool]:
             changes = await self._reader.all_since(caller.claims, caller.user_id, position)
-            reached = changes[-1].seq if changes else position
-            return list(map(hub.user_item, changes)), reached, len(changes) == HISTORY_CHUNK
+            return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
 
         subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
         follower = Follower(self, subscription, read)
@@ -176,7 +174,7 @@ class Following:
             mode: wire.Mode = "replay" if after < seq else "live"
             follower.sync = wire.Sync(cursor(after), cursor(seq), mode, recovered=True)
             _begin(subscription, after)
-            subscription.gap = after < seq  # history comes in chunks, as the client takes them
+            subscription.gap = subscription.gap or after < seq  # history comes in chunks, as the client takes them
         return follower
 
 
@@ -186,7 +184,7 @@ def _begin(subscription: hub.Subscription, position: int) -> None:
     subscription.inbox.clear()
     missed = subscription.gap
     subscription.gap = False
-    subscription.received = subscription.taken = position
+    subscription.received = position
     for item in early:
         subscription.offer(item)
     subscription.gap = subscription.gap or missed

@@ -53,21 +53,29 @@ def task_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
 
 
 def user_item(change: TaskChange) -> Item:
-    """The owner's numbers have no gaps."""
+    """From the bus: the owner's numbers are given out without gaps, so whatever lies before may matter."""
     return Item(change.seq, change.seq - 1, change)
+
+
+def user_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
+    """From the log: `changes` is all there is after number `after`, in order; a deleted task left a gap."""
+    items: list[Item] = []
+    for change in changes:
+        items.append(Item(change.seq, after, change))
+        after = change.seq
+    return items
 
 
 class Subscription:
     """One follower's place in one topic. `wake` is called, from the event loop, when there is something to do."""
 
-    __slots__ = ("closing", "gap", "inbox", "received", "taken", "topic", "wake")
+    __slots__ = ("closing", "gap", "inbox", "received", "topic", "wake")
 
     def __init__(self, topic: str, after: int, wake: Callable[[], None]) -> None:
         self.topic = topic
         self.wake = wake
         self.inbox: deque[Item] = deque()
         self.received = after  # everything that matters up to here was put into the inbox
-        self.taken = after  # … and up to here was taken out of it
         self.gap = False  # something lies between `received` and what the bus said
         self.closing = False
 
@@ -82,10 +90,7 @@ class Subscription:
             last = self.inbox.pop()  # the newest progress wins
             item = Item(item.position, last.since, item.change)
         elif len(self.inbox) >= INBOX_MAX:
-            # The client does not keep up: forget what waits, and read it again when there is room.
-            self.inbox.clear()
-            self.received = self.taken
-            self._miss()
+            self._miss()  # the client does not keep up: the rest is read from the log when there is room
             return
         self.inbox.append(item)
         self.received = item.position
@@ -96,16 +101,10 @@ class Subscription:
             self.gap = True
             self.wake()
 
-    def skip_to(self, position: int) -> None:
-        """The log holds nothing for this follower up to `position`."""
-        self.received = max(self.received, position)
-
     def take(self) -> list[Item]:
         """Everything that waits, in order."""
         items = list(self.inbox)
         self.inbox.clear()
-        if items:
-            self.taken = items[-1].position
         return items
 
     def close(self) -> None:

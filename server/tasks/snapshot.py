@@ -126,7 +126,10 @@ def from_row(row: asyncpg.Record, public_url: str) -> TaskChange:
 
 def from_body(body: bytes, seq: int = 0) -> TaskChange:
     """A change from an encoded snapshot, as the bus carries it. Raises msgspec.ValidationError or DecodeError."""
-    head = _decode_head(body)
+    try:
+        head = _decode_head(body)
+    except RecursionError as error:
+        raise msgspec.DecodeError("nested too deeply") from error
     return TaskChange(
         head.task_id, head.version, head.status_version, head.status, seq, head.updated_at.timestamp(), body
     )

@@ -1,0 +1,220 @@
+"""Holds the settings to saying everything that is wrong, at once and by name, and never a secret."""
+
+import dataclasses
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from server.settings import PUBLIC_DEVELOPMENT_SECRETS, InvalidSettings, Settings, is_loopback
+
+pytestmark = pytest.mark.pure
+
+FIELDS = dataclasses.fields(Settings)
+BY_ENV = {field.metadata["env"]: field for field in FIELDS}
+# A value for each that is not its default.
+GOOD = {
+    "HOST": "localhost",
+    "PORT": "9000",
+    "PUBLIC_URL": "https://app.test",
+    "CALLBACK_URL": "http://10.0.0.1:8000",
+    "DATABASE_URL": "postgres://u:hunter2@db.test/x",
+    "DATABASE_CONNECTIONS": "20",
+    "REDIS_URL": "redis://:hunter2@redis.test",
+    "REDIS_PREFIX": "staging:",
+    "QSTASH_URL": "https://qstash.test",
+    "QSTASH_TOKEN": "hunter2",
+    "QSTASH_CURRENT_SIGNING_KEY": "sig_hunter2",
+    "QSTASH_NEXT_SIGNING_KEY": "sig_hunter2_next",
+    "DISPATCHER_HOST": "127.0.0.2",
+    "DISPATCHER_PORT": "9080",
+    "DISPATCHER_PARALLELISM": "4",
+    "DISPATCHER_PRIVATE_ORIGINS": "http://10.0.0.2:9000, http://gpu.test/",
+    "GENERATOR_URL": "https://images.test/v1/generate?size=large",
+    "GENERATOR_RESULT": "/data/0/a~1b",
+    "GENERATOR_SECONDS": "0.5",
+    "GENERATOR_TIMEOUT_SECONDS": "60",
+    "GENERATOR_RETRIES": "0",
+    "GENERATOR_RETRY_DELAY": "1000",
+    "TASK_DEADLINE_SECONDS": "60",
+    "DATA_DIR": "/var/lib/taskbeam",
+    "LOG_LEVEL": "debug",
+    "LOG_FORMAT": "console",
+}
+BAD = {
+    "PORT": ["-1", "65536", "80a", "1.5", "٣", "0x50", "9" * 500],
+    "PUBLIC_URL": [
+        "app.test",
+        "ftp://app.test",
+        "http://",
+        "http://h:x",
+        "https://h/?q",
+        "https://h/#f",
+        "http://[::1",
+    ],
+    "CALLBACK_URL": ["app.test", "https://h/?q"],
+    "DATABASE_URL": ["mysql://db.test", "db.test", "postgres://h:x"],
+    "DATABASE_CONNECTIONS": ["1", "201", "many"],
+    "REDIS_URL": ["http://redis.test", "redis.test"],
+    "REDIS_PREFIX": ["a b", "a*", "é", "x" * 65, "a\nb"],
+    "QSTASH_URL": ["qstash.test", "redis://x"],
+    "DISPATCHER_PORT": ["65536"],
+    "DISPATCHER_PARALLELISM": ["0", "10001"],
+    "DISPATCHER_PRIVATE_ORIGINS": ["http://ok.test,gpu.test"],
+    "GENERATOR_URL": ["images.test", "file:///etc/passwd", "https:///path"],
+    "GENERATOR_RESULT": ["url", "/a~2", "data.0.url"],
+    "GENERATOR_SECONDS": ["-1", "601", "nan", "inf", "1e2", "soon"],
+    "GENERATOR_TIMEOUT_SECONDS": ["0", "7201"],
+    "GENERATOR_RETRIES": ["-1", "101"],
+    "GENERATOR_RETRY_DELAY": ["soon", "1 +", "__import__('os')"],
+    "TASK_DEADLINE_SECONDS": ["0", "86401"],
+    "LOG_LEVEL": ["INFO", "verbose"],
+    "LOG_FORMAT": ["xml"],
+}
+
+
+def problems(env: dict[str, str]) -> list[str]:
+    try:
+        Settings.from_env(env)
+    except InvalidSettings as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
+def test_each_has_a_variable_and_an_explanation(field: "dataclasses.Field[object]") -> None:
+    assert re.fullmatch(r"[A-Z][A-Z0-9_]*", field.metadata["env"])
+    assert field.metadata["doc"].endswith("."), "a sentence"
+    assert callable(field.metadata["parse"])
+    assert field.repr is not field.metadata["secret"]
+    looks_secret = re.search(r"token|key|password|secret|database_url|redis_url", field.name)
+    assert field.metadata["secret"] == bool(looks_secret)
+
+
+def test_no_two_share_a_variable() -> None:
+    assert len(BY_ENV) == len(FIELDS)
+
+
+def test_nothing_set_gives_the_defaults_and_a_strange_variable_is_not_ours() -> None:
+    assert Settings.from_env({"PATH": "/bin", "host": "10.0.0.1"}) == Settings()
+    assert Settings.from_env(dict.fromkeys(BY_ENV, " ")) == Settings(), "empty counts as unset"
+
+
+def test_every_variable_is_read() -> None:
+    assert GOOD.keys() == BY_ENV.keys(), "a new setting: give it a value here, and wrong ones in BAD"
+    read, default = Settings.from_env(GOOD), Settings()
+    for field in FIELDS:
+        assert getattr(read, field.name) != getattr(default, field.name), field.metadata["env"]
+    assert (read.port, read.generator_seconds, read.data_dir) == (9000, 0.5, Path("/var/lib/taskbeam"))
+    assert read.dispatcher_private_origins == ("http://10.0.0.2:9000", "http://gpu.test")
+    assert read.signing_keys == ("sig_hunter2", "sig_hunter2_next")
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
+    (problem,) = problems(GOOD | {name: value})
+    assert problem.startswith(f"{name} ")
+    assert "\n" not in problem
+    assert len(problem) < 300
+
+
+def test_all_wrong_values_are_reported_together() -> None:
+    wrong = {name: values[0] for name, values in BAD.items()}
+    with pytest.raises(InvalidSettings) as refusal:
+        Settings.from_env(GOOD | wrong)
+    assert [problem.split()[0] for problem in refusal.value.problems] == [env for env in BY_ENV if env in BAD]
+    assert str(refusal.value) == "\n".join(refusal.value.problems)
+
+
+def test_contradictions_are_reported_with_wrong_values() -> None:
+    found = problems({"PORT": "x", "QSTASH_TOKEN": "t", "HOST": "0.0.0.0"})  # noqa: S104
+    assert [problem.split()[0] for problem in found] == ["PORT", "QSTASH_CURRENT_SIGNING_KEY", "HOST"]
+
+
+@pytest.mark.parametrize(
+    ("env", "missing"),
+    [
+        ({"QSTASH_TOKEN": "t"}, "QSTASH_CURRENT_SIGNING_KEY"),
+        ({"QSTASH_URL": "https://q.test"}, "QSTASH_TOKEN"),
+        ({"QSTASH_TOKEN": "t", "QSTASH_NEXT_SIGNING_KEY": "sig_x"}, "QSTASH_CURRENT_SIGNING_KEY"),
+    ],
+)
+def test_what_is_needed_together(env: dict[str, str], missing: str) -> None:
+    assert [problem.split()[0] for problem in problems(env)] == [missing]
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "app.test", "localhost.evil.test"])  # noqa: S104
+def test_without_sign_in_only_loopback(host: str) -> None:
+    assert any(problem.startswith("HOST ") for problem in problems({"HOST": host}))
+
+
+DEVELOPMENT = {
+    "QSTASH_TOKEN": "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=",
+    "QSTASH_CURRENT_SIGNING_KEY": "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r",
+    "QSTASH_NEXT_SIGNING_KEY": "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs",
+}
+
+
+@pytest.mark.parametrize("name", DEVELOPMENT)
+@pytest.mark.parametrize(
+    "exposed",
+    [{"PUBLIC_URL": "https://app.test"}, {"HOST": "0.0.0.0"}, {"DISPATCHER_HOST": "0.0.0.0"}],  # noqa: S104
+)
+def test_published_development_secrets_are_for_loopback_only(name: str, exposed: dict[str, str]) -> None:
+    secrets = {"QSTASH_TOKEN": "t", "QSTASH_CURRENT_SIGNING_KEY": "sig_x", name: DEVELOPMENT[name]}
+    assert problems(secrets | {"PUBLIC_URL": "http://localhost:8000"}) == []
+    found = problems(secrets | exposed)
+    assert any("development" in problem for problem in found)
+    assert DEVELOPMENT[name] not in "".join(found)
+
+
+def test_these_are_they() -> None:
+    assert set(DEVELOPMENT.values()) == PUBLIC_DEVELOPMENT_SECRETS
+
+
+def test_no_secret_is_shown() -> None:
+    secrets = {env for env, field in BY_ENV.items() if field.metadata["secret"]}
+    assert "hunter2" not in repr(Settings.from_env(GOOD))
+    wrong = {name: f"hunter2 {name}" for name in secrets} | {"DATABASE_URL": "mysql://u:hunter2@h"}
+    found = problems(wrong | {"HOST": "0.0.0.0"})  # noqa: S104
+    assert found
+    assert "hunter2" not in "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "name", ["PUBLIC_URL", "CALLBACK_URL", "QSTASH_URL", "GENERATOR_URL", "DISPATCHER_PRIVATE_ORIGINS"]
+)
+def test_nor_one_that_stands_where_it_must_not(name: str) -> None:
+    (problem,) = problems(GOOD | {name: "https://user:hunter2@h.test/"})
+    assert problem.startswith(f"{name} must not carry a user name or password")
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("env", "base"),
+    [
+        ({}, "http://127.0.0.1:8000"),
+        ({"PORT": "9"}, "http://127.0.0.1:9"),
+        ({"HOST": "::1"}, "http://[::1]:8000"),
+        ({"PUBLIC_URL": "https://app.test/"}, "https://app.test"),
+        ({"PUBLIC_URL": "https://app.test", "CALLBACK_URL": "http://10.0.0.1:8000"}, "http://10.0.0.1:8000"),
+    ],
+)
+def test_where_callbacks_go(env: dict[str, str], base: str) -> None:
+    found = Settings.from_env(env).callback_base
+    assert found == base
+    assert urlsplit(found).port != 0
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "127.0.0.1", "127.9.9.9", "::1", "[::1]"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["", "0.0.0.0", "::", "10.0.0.1", "localhost.test", "127.0.0.1.evil.test", "2130706433", "app.test"],  # noqa: S104
+)
+def test_not_loopback(host: str) -> None:
+    assert not is_loopback(host)
