@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -154,7 +155,7 @@ def routes(
         Route("/openapi.json", openapi.answer, methods=["GET"]),
         Route("/docs", _page("docs.html"), methods=["GET"]),
         Route("/", _page("index.html"), methods=["GET"]),
-        Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
+        Mount("/static", _Fresh(directory=STATIC)),
     ]
 
 
@@ -191,6 +192,15 @@ class Health:
 
     async def figures(self, _: Request) -> Response:
         return Response(self._metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Fresh(StaticFiles):
+    """Files that are asked for again each time (they have ETags): modules of two versions must not meet in a page."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 def _page(name: str) -> Callable[[Request], Awaitable[Response]]:

@@ -154,6 +154,9 @@ def document() -> dict[str, Any]:
     """The whole description as a JSON object."""
     types = [Generate, Accepted, Page, Snapshot, Delivery, ProgressReport, Outcome, ProblemDetails]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    # Encoded once and sent as they are, so their types are told here.
+    schemas["Page"]["properties"]["tasks"]["items"] = _reference(Snapshot)
+    schemas["Snapshot"]["properties"]["params"] = {"type": "object"}
     paths: dict[str, dict[str, Any]] = {}
     for path, method, summary, parameters, body, answers, problems in OPERATIONS:
         operation: dict[str, Any] = {

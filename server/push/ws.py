@@ -215,8 +215,10 @@ class _Connection:
         """Say how it joined and what is so; only then may the writer take over."""
         try:
             await self._send(wire.ws_message("subscribed", taskIds=task_ids, sync=follower.sync))
-            for change in follower.first:
-                await self._send_change(change, str(follower.sync.to if key == ALL else change.version))
+            for number, change in enumerate(follower.first, 1):
+                # A cursor must not pass what was not delivered: of a snapshot of many only the last one bears it.
+                reached = follower.sync.to if number == len(follower.first) else follower.sync.from_
+                await self._send_change(change, str(reached if key == ALL else change.version))
         except BaseException:
             follower.close()
             raise

@@ -1,0 +1,176 @@
+// Wires the page together: what is typed becomes a task, what the stream says becomes what is seen. The task in
+// view stands in the address (#task=…), so that a reload, a second tab and the back button show the same one.
+
+import { Problem, follow, generate, list } from './client.js';
+import { Connection } from './connection.js';
+import { Recent } from './recent.js';
+import { SharedStream } from './tabs.js';
+import { TASKS_MAX, Tasks, isOpen } from './tasks.js';
+import { View } from './view.js';
+
+const PAGE = 24;
+const AWAY_MS = 20_000;
+
+const tasks = new Tasks();
+const composer = /** @type {HTMLFormElement} */ (document.querySelector('#composer'));
+const prompt = /** @type {HTMLTextAreaElement} */ (document.querySelector('#prompt'));
+const submit = composer.querySelector('button');
+const problem = document.querySelector('#prompt-error');
+const connection = new Connection(document.querySelector('#connection'));
+const view = new View(document.querySelector('#frame'), document.querySelector('#task'), again);
+const recent = new Recent(document.querySelector('#recent'), showMore);
+
+let shown = PAGE;
+let cursor = /** @type {string|undefined} */ (undefined);
+let loaded = false;
+let loading = /** @type {?Promise<void>} */ (null);
+let away = 0;
+/** A task in view that the stream does not bring, because it is older than what the list begins with. */
+let strayed = /** @type {?import('./client.js').Handle} */ (null);
+
+const inView = () => new URLSearchParams(location.hash.slice(1)).get('task');
+
+/** @param {import('./client.js').Snapshot} task */
+function accept(task) {
+  if (!tasks.accept(task)) return;
+  if (task.taskId === inView()) showTask(task);
+  showRecent();
+}
+
+function showTask(task) {
+  view.show(task);
+  const words = task.prompt.slice(0, 60);
+  const lead = { pending: '…', processing: `${task.progress ?? 0} %`, completed: '✓', failed: '✗' }[task.status];
+  document.title = `${lead} ${words}`;
+}
+
+function showRecent() {
+  const hasMore = shown < TASKS_MAX && (cursor !== undefined || tasks.size > shown);
+  recent.show(tasks.newest(shown), inView(), hasMore);
+}
+
+/** Show what the address names; what is not known yet is followed until it is. */
+function route() {
+  strayed?.close();
+  strayed = null;
+  const taskId = inView();
+  const task = taskId && tasks.get(taskId);
+  if (task) showTask(task);
+  else {
+    document.title = 'Taskbeam';
+    if (taskId) find(taskId);
+    else view.clear();
+  }
+  showRecent();
+}
+
+function find(taskId) {
+  view.loading();
+  if (!loaded) return;
+  strayed = follow(taskId, { onUpdate: accept });
+  strayed.done.catch((error) => {
+    if (error instanceof Problem && taskId === inView()) view.missing();
+  });
+}
+
+/** The first page of the list: what the stream says comes on top of it. */
+async function refresh() {
+  try {
+    const page = await list({ limit: PAGE });
+    if (!loaded) cursor = page.cursor;
+    loaded = true;
+    page.tasks.reverse().forEach(accept);
+  } catch {
+    // The stream brings the newest tasks as well, and says that it is reconnecting while it cannot.
+  }
+}
+
+/** What the address names is looked for once the list is there; two answers must not look for it twice. */
+function load() {
+  loading ??= refresh()
+    .then(route)
+    .finally(() => (loading = null));
+}
+
+async function showMore() {
+  shown = Math.min(shown + PAGE, TASKS_MAX);
+  while (cursor !== undefined && tasks.size < shown) {
+    const page = await list({ limit: PAGE, cursor }).catch(() => null);
+    if (!page) break;
+    cursor = page.cursor;
+    page.tasks.forEach((task) => tasks.accept(task));
+  }
+  showRecent();
+}
+
+/** @param {string} words @param {Object<string, unknown>} [params] */
+async function begin(words, params) {
+  if (submit.getAttribute('aria-disabled') === 'true') return;
+  submit.setAttribute('aria-disabled', 'true');
+  problem.textContent = '';
+  try {
+    const { taskId } = await generate(words, params);
+    accept(justAccepted(taskId, words, params));
+    location.hash = `task=${taskId}`;
+  } catch (error) {
+    problem.textContent = error instanceof Problem ? error.message : 'The server cannot be reached. Try again shortly.';
+  } finally {
+    submit.removeAttribute('aria-disabled');
+  }
+}
+
+/** What is shown until the first word of the stream: a version below all others. */
+function justAccepted(taskId, words, params = {}) {
+  const now = new Date().toISOString();
+  const unknown = { result: null, error: null, errorCode: null, progress: null, message: null, preview: null };
+  const advice = { step: null, steps: null, batchId: null, queuePosition: null, etaMs: null, pollAfterMs: null };
+  const begun = { version: 0, statusVersion: 0, attempt: 1, cancelled: false, createdAt: now, updatedAt: now };
+  return { taskId, status: /** @type {const} */ ('pending'), prompt: words, params, ...unknown, ...advice, ...begun };
+}
+
+function again() {
+  const task = tasks.get(inView() ?? '');
+  if (task) begin(task.prompt, task.params);
+}
+
+composer.addEventListener('submit', (event) => {
+  event.preventDefault();
+  if (prompt.value.trim()) begin(prompt.value.trim());
+  else {
+    problem.textContent = 'Say what the picture is to show.';
+    prompt.focus();
+  }
+});
+
+prompt.addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && !event.isComposing) composer.requestSubmit();
+});
+
+document.querySelector('.examples').addEventListener('click', ({ target }) => {
+  if (!(target instanceof HTMLButtonElement)) return;
+  prompt.value = target.textContent;
+  prompt.focus();
+});
+
+document.addEventListener('visibilitychange', () => {
+  if (document.visibilityState === 'hidden') away = Date.now();
+  else if (Date.now() - away > AWAY_MS) refresh();
+});
+
+addEventListener('hashchange', route);
+if (/Mac|iP(hone|ad)/.test(navigator.platform)) document.querySelector('#modifier').textContent = '⌘';
+
+route();
+new SharedStream({
+  onUpdate: accept,
+  onState: (state) => {
+    connection.show(state);
+    if (state.phase === 'live' && !loaded) load();
+  },
+  onPosition: (advice) => {
+    tasks.advise(advice);
+    const task = tasks.get(advice.taskId);
+    if (isOpen(task) && task.taskId === inView()) view.show(task);
+  },
+});
+load();

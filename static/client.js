@@ -1,0 +1,430 @@
+// Follows tasks from a browser: EventSource, else WebSocket, else polling, each resumed from the same cursor.
+// One file without dependencies, to be copied as it is; it shows nothing and stores nothing. A transport is given
+// up only when plain HTTP gets through where it does not: a server that is away is no reason to fall back.
+
+/**
+ * A task at one version; times are ISO 8601 UTC, progress is percent, result a URL, preview a small data URL.
+ * @typedef {{taskId: string, status: 'pending'|'processing'|'completed'|'failed', result: ?string, error: ?string,
+ *   errorCode: ?string, prompt: string, params: Object<string, unknown>, progress: ?number, message: ?string,
+ *   preview: ?string, step: ?number, steps: ?number, attempt: number, version: number, statusVersion: number,
+ *   cancelled: boolean, batchId: ?string, queuePosition: ?number, etaMs: ?number, pollAfterMs: ?number,
+ *   createdAt: string, updatedAt: string}} Snapshot
+ *
+ * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task.
+ * @typedef {{via: 'EventSource'|'WebSocket'|'polling', problem?: {code?: string, detail?: string},
+ *   phase: 'connecting'|'live'|'reconnecting'|'refused'|'ended'|'failed'}} State
+ *
+ * onUpdate gets the versions of a task in strictly rising order, the terminal one last. onPosition gets what has no
+ * version. baseUrl is where Taskbeam is, if not at the root of this origin.
+ * @typedef {{onUpdate?: (task: Snapshot) => void, onState?: (state: State) => void, baseUrl?: string,
+ *   onPosition?: (advice: {taskId: string, queuePosition: ?number, etaMs: ?number}) => void}} Options
+ *
+ * @typedef {{close: () => void, done: Promise<Snapshot>}} Handle
+ */
+
+const FALL_BACK_FAILURES = 2;
+const FIRST_EVENT_MS_MAX = 8_000; // `sync` comes at once, unless a proxy holds the stream back
+const SILENT_MS_MAX = 20_000; // on coming back to the page: heartbeats come each 15 s, but EventSource hides them
+const WATCH_MS = 60_000;
+const BETTER_MS = 60_000; // on a fallback, until EventSource is tried again
+const BACKOFF_MS_MIN = 500;
+const BACKOFF_MS_MAX = 30_000;
+const PING_MS = 20_000;
+const REQUEST_MS_MAX = 10_000;
+const LONG_POLL_SECONDS = 25;
+const POLL_MS_MIN = 250;
+const WAKING = /** @type {const} */ ([[document, 'visibilitychange'], [window, 'pageshow'], [window, 'online']]);
+
+/** An answer that is not a success (RFC 9457); `code` is stable, the message is a sentence for people. */
+export class Problem extends Error {
+  /** @param {{status?: number, code?: string, detail?: string}} body @param {number} retryAfterMs */
+  constructor(body, retryAfterMs = 0) {
+    super(body.detail ?? `The server answered ${body.status}`);
+    this.name = 'Problem';
+    this.status = body.status;
+    this.code = body.code;
+    this.retryAfterMs = retryAfterMs;
+  }
+
+  /** Whether the task is not there: the one answer that ends following. */
+  get gone() {
+    return this.status === 404 || this.status === 410;
+  }
+}
+
+/**
+ * Follow one task until it is completed or failed.
+ *
+ * `done` resolves with the terminal snapshot, and is rejected with a Problem where there is no such task, or with
+ * an AbortError after `close()`. No transient error ends it. `after` is the last version already seen.
+ *
+ * @param {string} taskId
+ * @param {Options & {after?: number}} [options]
+ * @returns {Handle}
+ */
+export function follow(taskId, { after = 0, baseUrl = '/', ...hooks } = {}) {
+  return new Following(new OneTask(taskId, after, base(baseUrl)), hooks);
+}
+
+/**
+ * Begin a task.
+ *
+ * @param {string} prompt
+ * @param {Object<string, unknown>} [params]
+ * @param {{baseUrl?: string}} [options]
+ * @returns {Promise<{taskId: string, status: 'pending', version: number}>}
+ */
+export async function generate(prompt, params = {}, { baseUrl = '/' } = {}) {
+  const headers = { 'Content-Type': 'application/json' };
+  return request(url(base(baseUrl)), { method: 'POST', headers, body: JSON.stringify({ prompt, params }) });
+}
+
+/**
+ * A page of the caller's tasks, newest first; `cursor` of the answer asks for the next one.
+ *
+ * @param {{limit?: number, cursor?: string, baseUrl?: string}} [options]
+ * @returns {Promise<{tasks: Snapshot[], cursor?: string}>}
+ */
+export async function list({ limit = 20, cursor, baseUrl = '/' } = {}) {
+  return request(url(base(baseUrl), '', { limit, cursor }));
+}
+
+/** @param {string} baseUrl */
+export const base = (baseUrl) => new URL(baseUrl.replace(/\/?$/, '/'), location.href);
+
+export function url(root, route = '', query = {}) {
+  const made = new URL(`api/generate${route}`, root);
+  for (const [name, value] of Object.entries(query)) if (value) made.searchParams.set(name, String(value));
+  return made;
+}
+
+export async function request(target, init = {}, { abort = new AbortController(), timeoutMs = REQUEST_MS_MAX } = {}) {
+  const timer = setTimeout(() => abort.abort(), timeoutMs);
+  try {
+    const response = await fetch(target, { ...init, signal: abort.signal });
+    if (response.ok) return await response.json();
+    const body = await response.json().catch(() => ({}));
+    throw new Problem({ ...body, status: response.status }, (Number(response.headers.get('Retry-After')) || 0) * 1000);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** @param {Snapshot} task */
+export const isTerminal = (task) => task.status === 'completed' || task.status === 'failed';
+const backoffMs = (failures) =>
+  Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(failures, 10)) * (0.5 + Math.random() / 2);
+
+/** What is followed, and how far one is: here one task, whose version is its cursor. all.js has another. */
+export class OneTask {
+  busy = true;
+
+  constructor(taskId, after, root) {
+    this.taskId = taskId;
+    this.version = after;
+    this.root = root;
+  }
+
+  get eventsUrl() {
+    return url(this.root, '/events', { taskId: this.taskId, after: this.version });
+  }
+
+  get subscription() {
+    return { taskIds: [this.taskId], after: { [this.taskId]: this.version } };
+  }
+
+  /** Take note of a snapshot; whether it is news. */
+  accept(task) {
+    if (task.version <= this.version) return false;
+    this.version = task.version;
+    return true;
+  }
+
+  ends(task) {
+    return isTerminal(task) && task.version >= this.version;
+  }
+
+  async ask(wait, abort) {
+    const target = url(this.root, '/status', { taskId: this.taskId, after: this.version, wait });
+    const task = await request(target, {}, { abort, timeoutMs: REQUEST_MS_MAX + wait * 1000 });
+    return { tasks: [task], againMs: task.pollAfterMs ?? 0 };
+  }
+}
+
+/** One following: it chooses the transport, keeps the cursor, and ends once. */
+export class Following {
+  #topic;
+  #hooks;
+  #settle;
+  #over = false;
+  #rung = 0;
+  #failures = 0; // of this transport while plain HTTP worked
+  #rounds = 0; // of waiting, since anything last worked
+  #link = null;
+  #probe = null;
+  #again = 0;
+  #better = 0;
+  #watch = 0;
+  #heardAt = Date.now();
+  #refused = false;
+
+  constructor(topic, hooks) {
+    this.#topic = topic;
+    this.#hooks = hooks;
+    this.done = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
+    this.done.catch(() => {}); // who does not look at it must not be told of an unhandled rejection
+    for (const [target, event] of WAKING) target.addEventListener(event, this.#wake);
+    this.#watch = setInterval(() => this.#checkSilence(), WATCH_MS);
+    this.#open();
+  }
+
+  close() {
+    this.#end('ended', () => this.#settle.reject(new DOMException('closed', 'AbortError')));
+  }
+
+  #end(phase, settle, problem) {
+    if (this.#over) return;
+    this.#over = true;
+    this.#drop();
+    clearTimeout(this.#better);
+    clearInterval(this.#watch);
+    for (const [target, event] of WAKING) target.removeEventListener(event, this.#wake);
+    this.#say(phase, problem);
+    settle();
+  }
+
+  #fail(problem) {
+    this.#end('failed', () => this.#settle.reject(problem), { code: problem.code, detail: problem.message });
+  }
+
+  #say(phase, problem) {
+    this.#hooks.onState?.({ via: TRANSPORTS[this.#rung].via, phase, ...(problem && { problem }) });
+  }
+
+  #drop() {
+    clearTimeout(this.#again);
+    this.#link?.close();
+    this.#probe?.close();
+    this.#link = this.#probe = null;
+  }
+
+  #open() {
+    if (this.#over) return;
+    this.#drop();
+    this.#refused = false;
+    this.#heardAt = Date.now();
+    if (!this.#failures && !this.#rounds) this.#say('connecting');
+    this.#link = this.#start(this.#rung);
+  }
+
+  /** Open a transport; once closed nothing it says is listened to. */
+  #start(rung) {
+    let open = true;
+    let stop = () => {};
+    const link = {
+      close() {
+        open = false;
+        stop();
+      },
+    };
+    const heard = (act) => (...said) => {
+      if (!open || this.#over) return;
+      this.#heardAt = Date.now();
+      act(...said);
+    };
+    const sink = {
+      live: heard(() => this.#live(link, rung)),
+      task: heard((task, cursor) => this.#take(task, cursor)),
+      position: heard((advice) => this.#hooks.onPosition?.(advice)),
+      pause: heard((problem) => (link === this.#probe ? this.#down(link) : this.#pause(problem))),
+      down: heard((waitMs) => this.#down(link, waitMs)),
+      gone: heard((problem) => this.#fail(problem)),
+    };
+    try {
+      stop = TRANSPORTS[rung].open(this.#topic, sink);
+    } catch {
+      setTimeout(sink.down); // the browser does not have it, or a policy forbids it
+    }
+    return link;
+  }
+
+  #live(link, rung) {
+    if (link === this.#probe) {
+      this.#link?.close();
+      this.#link = link;
+      this.#probe = null;
+    }
+    this.#rung = rung;
+    this.#failures = this.#rounds = 0;
+    this.#refused = false;
+    if (rung) this.#better ||= setTimeout(() => this.#tryBetter(), BETTER_MS);
+    this.#say('live');
+  }
+
+  /** The fallback stays until EventSource has brought something; versions drop what both bring. */
+  #tryBetter() {
+    this.#better = 0;
+    if (this.#rung && !this.#probe) this.#probe = this.#start(0);
+  }
+
+  #take(task, cursor) {
+    if (this.#over) return false;
+    try {
+      const news = this.#topic.accept(task, cursor);
+      if (news) this.#hooks.onUpdate?.(task);
+      return news;
+    } finally {
+      if (this.#topic.ends(task)) this.#end('ended', () => this.#settle.resolve(task));
+    }
+  }
+
+  #pause(problem) {
+    this.#refused ||= problem !== undefined;
+    if (problem || !this.#refused) this.#say(problem ? 'refused' : 'reconnecting', problem);
+  }
+
+  async #down(link, waitMs = 0) {
+    link.close();
+    if (link === this.#probe) {
+      this.#probe = null;
+      this.#better ||= setTimeout(() => this.#tryBetter(), BETTER_MS);
+      return;
+    }
+    this.#link = null;
+    this.#failures++;
+    this.#say('reconnecting');
+    const { reached, retryAfterMs } = await this.#catchUp();
+    if (this.#over || this.#link) return;
+    if (!reached) this.#failures = 0;
+    if (this.#failures >= FALL_BACK_FAILURES && this.#rung < TRANSPORTS.length - 1) {
+      this.#rung++;
+      this.#failures = this.#rounds = 0;
+      this.#open();
+      return;
+    }
+    this.#again = setTimeout(() => this.#open(), Math.max(waitMs, retryAfterMs, backoffMs(this.#rounds++)));
+  }
+
+  /** Read over plain HTTP what is so: it tells what a closed EventSource does not, and whether the server is there. */
+  async #catchUp() {
+    let news = false;
+    try {
+      const { tasks } = await this.#topic.ask(0);
+      for (const task of tasks) news = this.#take(task) || news;
+      return { reached: true, news, retryAfterMs: 0 };
+    } catch (error) {
+      if (error instanceof Problem && error.gone) this.#fail(error);
+      return { reached: false, news, retryAfterMs: error.retryAfterMs ?? 0 };
+    }
+  }
+
+  /** Phones end sockets without a word, and a page from the back-forward cache has none. */
+  #wake = async (event) => {
+    if (document.visibilityState === 'hidden' || (event.type === 'pageshow' && !event.persisted)) return;
+    const stale = event.type !== 'visibilitychange' || !this.#link || Date.now() - this.#heardAt > SILENT_MS_MAX;
+    await this.#catchUp();
+    if (stale && (!this.#refused || event.persisted)) this.#open();
+  };
+
+  /** A stream that is silent while there is news is dead, whatever the browser believes. */
+  async #checkSilence() {
+    if (!this.#link || !this.#topic.busy || Date.now() - this.#heardAt < WATCH_MS / 2) return;
+    const { news } = await this.#catchUp();
+    if (news && !this.#refused) this.#open();
+  }
+}
+
+/** The browser reconnects by itself, from its own cursor, as long as a stream has once worked and is not CLOSED. */
+function events(topic, sink) {
+  const source = new EventSource(topic.eventsUrl);
+  const patience = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
+  let worked = false;
+  const on = (name, act) =>
+    source.addEventListener(name, ({ data, lastEventId }) => {
+      worked = true;
+      clearTimeout(patience);
+      act(JSON.parse(data), lastEventId);
+    });
+  on('sync', () => sink.live());
+  on('status', sink.task);
+  on('progress', sink.task);
+  on('position', sink.position);
+  on('refused', sink.pause);
+  on('bye', () => sink.pause());
+  source.onerror = () => (worked && source.readyState === EventSource.CONNECTING ? sink.pause() : sink.down());
+  return () => {
+    clearTimeout(patience);
+    source.close();
+  };
+}
+
+function socket(topic, sink) {
+  const target = url(topic.root, '/ws');
+  target.protocol = target.protocol.replace('http', 'ws');
+  const connection = new WebSocket(target);
+  const send = (message) => connection.send(JSON.stringify(message));
+  let timer = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
+  let againMs = 0;
+  const ping = () => {
+    send({ type: 'ping' });
+    timer = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
+  };
+  connection.onopen = () => send({ type: 'subscribe', ...topic.subscription });
+  connection.onmessage = ({ data }) => {
+    clearTimeout(timer);
+    timer = setTimeout(ping, PING_MS);
+    const message = JSON.parse(data);
+    if (message.type === 'subscribed') sink.live();
+    else if (message.task) sink.task(message.task, message.cursor);
+    else if (message.type === 'position') sink.position(message);
+    else if (message.type === 'bye') againMs = message.retryMs;
+    else if (message.type === 'refused') {
+      const problem = new Problem(message.problem);
+      if (problem.gone) sink.gone(problem);
+      else sink.down();
+    }
+  };
+  connection.onclose = () => sink.down(againMs);
+  return () => {
+    clearTimeout(timer);
+    connection.close();
+  };
+}
+
+/** Each request is held back until there is news; the server says how far apart they are to be. */
+function polling(topic, sink) {
+  let abort = new AbortController();
+  let timer = 0;
+  let closed = false;
+  let failures = -1; // not live yet
+  const ask = async (wait) => {
+    const began = Date.now();
+    let againMs;
+    abort = new AbortController();
+    try {
+      const answer = await topic.ask(wait, abort);
+      if (failures) sink.live();
+      failures = 0;
+      for (const task of answer.tasks) sink.task(task);
+      againMs = Math.max(POLL_MS_MIN, answer.againMs - (Date.now() - began));
+    } catch (error) {
+      if (error instanceof Problem && error.gone) return sink.gone(error);
+      sink.pause();
+      failures = Math.max(1, failures + 1);
+      againMs = Math.max(error.retryAfterMs ?? 0, backoffMs(failures));
+    }
+    if (!closed) timer = setTimeout(ask, againMs, LONG_POLL_SECONDS);
+  };
+  ask(0);
+  return () => {
+    closed = true;
+    clearTimeout(timer);
+    abort.abort();
+  };
+}
+
+const TRANSPORTS = /** @type {const} */ ([
+  { via: 'EventSource', open: events },
+  { via: 'WebSocket', open: socket },
+  { via: 'polling', open: polling },
+]);

@@ -1,0 +1,33 @@
+// The small line that says how the page is connected.
+
+const SETTLE_MS = 800; // a reconnect that takes less is not worth a flicker
+const WORDS = {
+  connecting: 'Connecting…',
+  reconnecting: 'Reconnecting…',
+  refused: 'The server is busy; it will let us in shortly',
+  failed: 'Not connected',
+};
+const LIVE = { EventSource: 'Live', WebSocket: 'Live over WebSocket', polling: 'Polling' };
+
+export class Connection {
+  #element;
+  #timer = 0;
+
+  /** @param {HTMLElement} element */
+  constructor(element) {
+    this.#element = element;
+  }
+
+  /** @param {import('./client.js').State} state */
+  show({ via, phase }) {
+    clearTimeout(this.#timer);
+    if (phase === 'live') this.#set(via, phase);
+    else this.#timer = setTimeout(() => this.#set(via, phase), SETTLE_MS);
+  }
+
+  #set(via, phase) {
+    this.#element.dataset.via = via;
+    this.#element.dataset.phase = phase;
+    this.#element.lastElementChild.textContent = phase === 'live' ? LIVE[via] : WORDS[phase];
+  }
+}

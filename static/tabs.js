@@ -1,0 +1,109 @@
+// One stream for all tabs of the page. Over HTTP/1.1 a browser opens six connections a host, and each stream holds
+// one: with a stream a tab the seventh tab would not even load. So the tab that has the lock follows and tells the
+// others; when it goes, the next one takes over. A tab in view that hears nothing from it takes the lock away,
+// because phones suspend tabs without releasing what they hold.
+
+import { followAll } from './all.js';
+
+const NAME = 'taskbeam';
+const ASK_MS = 20_000;
+const ANSWER_MS_MAX = 3_000;
+
+/** The caller's tasks, as followed by this tab or by another one. */
+export class SharedStream {
+  #hooks;
+  #channel;
+  #stream = null;
+  #state = null;
+  #turn = new AbortController();
+  #silence = 0;
+
+  /** @param {import('./client.js').Options} hooks */
+  constructor(hooks) {
+    this.#hooks = hooks;
+    if (!navigator.locks || !globalThis.BroadcastChannel) {
+      this.#stream = followAll(hooks);
+      return;
+    }
+    this.#channel = new BroadcastChannel(NAME);
+    this.#channel.onmessage = ({ data }) => this.#hear(data);
+    this.#queue();
+    this.#ask();
+    setInterval(() => this.#ask(), ASK_MS);
+    document.addEventListener('visibilitychange', () => this.#ask());
+    addEventListener('pagehide', () => this.#leave());
+    addEventListener('pageshow', (event) => event.persisted && this.#queue());
+  }
+
+  /** Wait for the lock and hold it; when another tab takes it away, wait again. */
+  async #queue(steal = false) {
+    const turn = (this.#turn = new AbortController());
+    const options = steal ? { steal } : { signal: turn.signal };
+    try {
+      await navigator.locks.request(NAME, options, () => this.#lead(turn.signal));
+    } catch {
+      // Taken away, or no longer waited for: both are told apart below.
+    }
+    if (turn !== this.#turn) return;
+    this.#stop();
+    if (!turn.signal.aborted) this.#queue();
+  }
+
+  /** Follow until the lock is to be given back. */
+  #lead(signal) {
+    if (signal.aborted) return undefined;
+    clearTimeout(this.#silence);
+    this.#stream = followAll({
+      onUpdate: (task) => this.#tell({ task }),
+      onState: (state) => this.#tell({ state }),
+      onPosition: (advice) => this.#tell({ advice }),
+    });
+    return new Promise((resolve) => signal.addEventListener('abort', resolve));
+  }
+
+  #tell(said) {
+    if (said.state?.phase === 'ended') return; // only of our own closing
+    if (said.state) this.#state = said.state;
+    this.#channel.postMessage(said);
+    this.#pass(said);
+  }
+
+  #pass({ task, state, advice }) {
+    if (task) this.#hooks.onUpdate?.(task);
+    if (state) this.#hooks.onState?.(state);
+    if (advice) this.#hooks.onPosition?.(advice);
+  }
+
+  #stop() {
+    const stream = this.#stream;
+    this.#stream = null;
+    stream?.close();
+  }
+
+  #leave() {
+    this.#turn.abort();
+    this.#stop();
+  }
+
+  #ask() {
+    if (this.#stream || document.visibilityState === 'hidden') return;
+    this.#channel.postMessage({ ask: true });
+    clearTimeout(this.#silence);
+    this.#silence = setTimeout(() => this.#steal(), ANSWER_MS_MAX);
+  }
+
+  #steal() {
+    if (this.#stream) return;
+    this.#turn.abort();
+    this.#queue(true);
+  }
+
+  #hear(said) {
+    if (this.#stream) {
+      if (said.ask) this.#channel.postMessage({ state: this.#state });
+    } else if (!said.ask) {
+      clearTimeout(this.#silence);
+      this.#pass(said);
+    }
+  }
+}
