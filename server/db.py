@@ -8,7 +8,7 @@ security decides what is visible and nothing leaks to the connection's next borr
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import asyncpg
 import asyncpg.pool
@@ -21,6 +21,7 @@ log = structlog.get_logger()
 # Generic for the type checker only: asyncpg's classes cannot be subscripted when they run.
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Isolation: TypeAlias = Literal["repeatable_read"]  # several reads of one picture
 
 # The tick re-reads the changes of the last few seconds; no write of ours may be under way for longer.
 STATEMENT_TIMEOUT_MS = 3_000
@@ -35,6 +36,7 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a connection cut while the pool takes it back
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.AdminShutdownError,
@@ -66,6 +68,9 @@ async def open_pool(settings: Settings, *, application: str, size: int | None = 
             "statement_timeout": str(STATEMENT_TIMEOUT_MS),
             "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
             "jit": "off",  # every statement here is short
+            # and wants a few rows in the order of an index. Under row level security Postgres guesses the rows of an
+            # average user; for one with many it would fetch and sort them all.
+            "enable_bitmapscan": "off",
         },
     )
 
@@ -117,7 +122,7 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def acting_as(pool: Pool, claims: str) -> AsyncIterator[Connection]:
+async def acting_as(pool: Pool, claims: str, *, isolation: Isolation | None = None) -> AsyncIterator[Connection]:
     """A transaction as `authenticated` with these claims (a JSON object as text); rolled back on an error.
 
     Raises TimeoutError when all of it takes longer than one statement may.
@@ -125,7 +130,7 @@ async def acting_as(pool: Pool, claims: str) -> AsyncIterator[Connection]:
     async with (
         pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
         asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
-        connection.transaction(),
+        connection.transaction(isolation=isolation),
     ):
         await connection.execute("select taskbeam.act_as($1)", claims)
         yield connection

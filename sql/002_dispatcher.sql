@@ -12,9 +12,9 @@
 create schema dispatcher;
 
 create type dispatcher.message_state as enum (
-  'created',    -- to be delivered for the first time, from not_before on
+  'created',    -- to be delivered for the first time, from due_at on
   'active',     -- a dispatcher holds it until leased_until, and renews that while it lives
-  'retry',      -- a delivery failed; the next one is due at not_before
+  'retry',      -- a delivery failed; the next one is due at due_at
   'delivered',  -- final: the destination answered 2xx
   'failed',     -- final: deliveries exhausted, or refused for good; a dead letter until it is dropped
   'canceled'    -- final: deleted before it was delivered
@@ -40,7 +40,8 @@ create table dispatcher.messages (
   labels text[] not null default '{}',
   caller_ip text not null default '',
   deliveries integer not null default 0,    -- counted at the claim
-  not_before timestamptz not null default now(),
+  not_before timestamptz not null default now(),  -- as the publisher asked for it
+  due_at timestamptz not null default now(),      -- when the next delivery is due
   fence bigint not null default 0,
   leased_until timestamptz,
   created_at timestamptz not null default now(),
@@ -53,7 +54,11 @@ create table dispatcher.messages (
   check ((state in ('delivered', 'failed', 'canceled')) = (finished_at is not null))
 ) with (fillfactor = 70);
 
-create index messages_due on dispatcher.messages (not_before, id) where state in ('created', 'retry');
+-- Two lanes: the news of a finished job does not wait behind the jobs that are still to be begun.
+create index messages_due on dispatcher.messages (due_at, id)
+  where state in ('created', 'retry') and kind = 'message';
+create index callbacks_due on dispatcher.messages (due_at, id)
+  where state in ('created', 'retry') and kind <> 'message';
 create index messages_leased on dispatcher.messages (leased_until) where state = 'active';
 create index messages_finished on dispatcher.messages (finished_at) where state in ('delivered', 'failed', 'canceled');
 

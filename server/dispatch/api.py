@@ -1,4 +1,7 @@
-"""The QStash API of our own dispatcher, as far as a task needs it: publish, look up, cancel, keys."""
+"""The QStash API of our own dispatcher, as far as a task needs it: publish, look up, cancel, keys.
+
+Every answer is JSON, errors are `{"error": text}`.
+"""
 
 import base64
 import hashlib
@@ -6,24 +9,37 @@ import hmac
 import re
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import asyncpg
 import msgspec
+import structlog
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from server.body import read_body
+from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS, Pool
 from server.dispatch.message import BadMessage, read_draft
 from server.dispatch.messages import Messages
 from server.errors import Problem
 from server.settings import Settings
 
+log = structlog.get_logger()
+
 MESSAGE_BYTES_MAX = 1024 * 1024
+CANCEL_BYTES_MAX = 1024 * 1024
+CANCELLED_AT_ONCE_MAX = 10_000
 HEADERS_MAX = 100
 PUBLISH_PREFIX = b"/v2/publish/"
+MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+
+
+class Cancel(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """The body of a cancel of many; None: all messages."""
+
+    message_ids: list[str] | None = None
 
 
 class ApiError(Exception):
@@ -39,6 +55,14 @@ def answer(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
 
 
+async def on_error(request: Request, error: Exception) -> Response:
+    """What no route answers, or cannot."""
+    if isinstance(error, HTTPException):
+        return answer({"error": error.detail.lower()}, error.status_code)
+    log.error("request_failed", path=request.url.path[:200], exc_info=error)
+    return answer({"error": "internal error"}, 500)
+
+
 class Api:
     """`routes` are to be served; every request but the health checks needs the token."""
 
@@ -52,6 +76,7 @@ class Api:
             Route("/v2/publish/{destination:path}", self._answering(self.publish), methods=["POST"]),
             Route("/v2/messages/{id}", self._answering(self.message), methods=["GET"]),
             Route("/v2/messages/{id}", self._answering(self.cancel), methods=["DELETE"]),
+            Route("/v2/messages", self._answering(self.cancel_many), methods=["DELETE"]),
             Route("/v2/keys", self._answering(self.keys), methods=["GET"]),
             Route("/healthz", self.alive, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
@@ -72,16 +97,17 @@ class Api:
         return guarded
 
     def _authorize(self, request: Request) -> None:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        given = given or request.query_params.get("qstash_token", "")
-        if not hmac.compare_digest(given.encode(), self._token.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = request.query_params.get("qstash_token", "")
+        if not self._token or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
             raise ApiError(401, "unauthorized")
 
     async def publish(self, request: Request) -> Response:
         """Store a message for the URL in the path, which stands there raw, with its own query."""
-        if len(request.headers.raw) > HEADERS_MAX:
-            raise ApiError(400, f"more than {HEADERS_MAX} headers")
         destination, options = _destination(request)
+        if len(request.headers.raw) + len(options) > HEADERS_MAX:
+            raise ApiError(400, f"more than {HEADERS_MAX} headers and options")
         body = await read_body(request, MESSAGE_BYTES_MAX)
         draft = read_draft(destination, [*request.headers.items(), *options], body)
         caller_ip = request.client.host if request.client else ""
@@ -92,15 +118,30 @@ class Api:
         return answer({"messageId": message_id, "url": destination})
 
     async def message(self, request: Request) -> Response:
-        row = await self._messages.find(request.path_params["id"])
+        row = await self._messages.find(_id(request))
         if row is None:
             raise ApiError(404, "message not found")
         return answer(_shown(row))
 
     async def cancel(self, request: Request) -> Response:
-        if not await self._messages.cancel(request.path_params["id"]):
+        if not await self._messages.cancel(_id(request)):
             raise ApiError(404, "message not found")
         return answer({"cancelled": 1})
+
+    async def cancel_many(self, request: Request) -> Response:
+        """By ids, in the body or repeated in the query; all without any. An empty list means none."""
+        unknown = set(request.query_params) - {"messageIds", "qstash_token"}
+        if unknown:
+            raise ApiError(400, f"unknown filter {min(unknown)!r}")
+        body = await read_body(request, CANCEL_BYTES_MAX)
+        ids = decode_json(body, Cancel).message_ids if body else None
+        if "messageIds" in request.query_params:
+            ids = [*(ids or []), *request.query_params.getlist("messageIds")]
+        if ids is not None:
+            if len(ids) > CANCELLED_AT_ONCE_MAX:
+                raise ApiError(400, f"messageIds are {CANCELLED_AT_ONCE_MAX} at most")
+            ids = list(filter(MESSAGE_ID.fullmatch, ids))
+        return answer({"cancelled": await self._messages.cancel_many(ids)})
 
     async def keys(self, _: Request) -> Response:
         return answer({"current": self._keys[0], "next": self._keys[-1]})
@@ -116,32 +157,38 @@ class Api:
         return answer({"status": "ready", "postgres": "up"})
 
 
+def _id(request: Request) -> str:
+    given: str = request.path_params["id"]
+    if not MESSAGE_ID.fullmatch(given):
+        raise ApiError(404, "message not found")
+    return given
+
+
 def _destination(request: Request) -> tuple[str, list[tuple[str, str]]]:
-    """The destination as it was sent, and the options among the query parameters."""
+    """The destination as it was sent, byte for byte, and the options among the query parameters."""
     raw = bytes(request.scope["raw_path"])
-    destination = raw[raw.index(PUBLISH_PREFIX) + len(PUBLISH_PREFIX) :].decode("ascii", "replace")
-    # Some clients escape what stands in a path: a destination never begins like that by itself.
-    if match := re.match(r"(https?)(?::|%3A)(?:/|%2F){2}", destination, re.IGNORECASE):
-        destination = f"{match[1]}://{destination[match.end() :]}"
+    if not raw.startswith(PUBLISH_PREFIX):
+        raise ApiError(404, "not found")
+    destination = raw.removeprefix(PUBLISH_PREFIX).decode("latin-1")
+    # Some clients escape what stands in a path, all of it: no destination begins like that by itself.
+    if re.match(r"https?(%3A|:%2F)", destination, re.IGNORECASE):
+        destination = unquote(destination)
     options: list[tuple[str, str]] = []
     kept: list[str] = []
     for part in request.scope["query_string"].decode("latin-1").split("&"):
-        name = part.partition("=")[0].lower()
-        if name == "qstash_token":
-            continue
+        name = unquote(part.partition("=")[0]).lower()
         if name.startswith("upstash-"):
             options += parse_qsl(part, keep_blank_values=True)
-        elif part:
+        elif name != "qstash_token":
             kept.append(part)
-    return destination + (f"?{'&'.join(kept)}" if kept else ""), options
+    query = "&".join(kept)
+    return destination + (f"?{query}" if query else ""), options
 
 
 def _shown(row: asyncpg.Record) -> dict[str, Any]:
+    """A message as the API shows it: what is not set is left out."""
     redact = {field.lower() for field in row["redact"]}
-    header = {
-        name: [_redacted(v) if {"header", f"header[{name.lower()}]"} & redact else v for v in values]
-        for name, values in msgspec.json.decode(row["header"]).items()
-    }
+    body = bytes(row["body"])
     shown: dict[str, Any] = {
         "messageId": row["id"],
         "url": row["url"],
@@ -149,24 +196,37 @@ def _shown(row: asyncpg.Record) -> dict[str, Any]:
         "maxRetries": row["max_retries"],
         "notBefore": row["not_before_ms"],
         "createdAt": row["created_at_ms"],
-        "header": header,
+        "header": _shown_header(msgspec.json.decode(row["header"]), redact),
         "callback": row["callback"],
         "failureCallback": row["failure_callback"],
+        "callbackHeader": msgspec.json.decode(row["callback_options"]).get("header"),
+        "failureCallbackHeader": msgspec.json.decode(row["failure_callback_options"]).get("header"),
         "callerIP": row["caller_ip"],
         "retryDelayExpression": row["retry_delay"],
         "label": next(iter(row["labels"]), None),
         "labels": row["labels"],
+        **_shown_body(body, "body" in redact),
     }
-    body = bytes(row["body"])
-    if "body" in redact:
-        shown["body"] = _redacted(body.decode("utf-8", "replace"))
-    elif body:
-        try:
-            shown["body"] = body.decode()
-        except UnicodeDecodeError:
-            shown["bodyBase64"] = base64.b64encode(body).decode()
     return {name: value for name, value in shown.items() if value or value == 0}
 
 
-def _redacted(value: str) -> str:
-    return "REDACTED:" + hashlib.sha256(value.encode()).hexdigest()
+def _shown_header(header: dict[str, list[str]], redact: set[str]) -> dict[str, list[str]]:
+    return {
+        name: [_redacted(value.encode()) for value in values]
+        if {"header", f"header[{name.lower()}]"} & redact
+        else values
+        for name, values in header.items()
+    }
+
+
+def _shown_body(body: bytes, redacted: bool) -> dict[str, str]:
+    if redacted:
+        return {"body": _redacted(body)}
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"bodyBase64": base64.b64encode(body).decode()}
+
+
+def _redacted(value: bytes) -> str:
+    return "REDACTED:" + hashlib.sha256(value).hexdigest()

@@ -17,8 +17,9 @@ from starlette.responses import Response
 
 from server import errors
 from server.body import decode_json, read_body
+from server.db import DATABASE_ERRORS
 from server.dispatch.result import BadResult, find_result
-from server.dispatch.signature import BadSignature, verify
+from server.dispatch.signature import BadSignature, check_body, read_claims
 from server.metrics import Metrics
 from server.tasks.snapshot import TASK_ID
 from server.tasks.state import Complete, Fail, Outcome, Report
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 CALLBACK_BYTES_MAX = 32 * 1024 * 1024
 CALLBACK_PATH = "/api/generate/callback"
 EXCERPT_CHARACTERS = 300
+AGAIN_SECONDS_MAX = 30
 
 
 class Delivery(msgspec.Struct, rename="camel"):
@@ -60,12 +62,12 @@ class Callback:
 
     async def answer(self, request: Request) -> Response:
         token = request.headers.get("upstash-signature", "")
-        if not token:
-            raise self._refused("missing")
-        body = await read_body(request, CALLBACK_BYTES_MAX)
         url = f"{self._url}?{request.scope['query_string'].decode('latin-1')}"
         try:
-            claims = verify(token, body, url, self._keys, time.time())
+            # Whoever has no key does not get to fill our memory with a body.
+            claims = read_claims(token, url, self._keys, time.time())
+            body = await read_body(request, CALLBACK_BYTES_MAX)
+            check_body(claims, body)
         except BadSignature as error:
             raise self._refused(error.reason) from None
         task_id, attempt = _subject(request)
@@ -76,6 +78,10 @@ class Callback:
         except NoSuchTask:
             self._metrics.callbacks.labels("unknown_task").inc()
             raise errors.UnknownTask(headers={"Upstash-NonRetryable-Error": "true"}) from None
+        except DATABASE_ERRORS as error:
+            self._metrics.callbacks.labels("unavailable").inc()
+            log.warning("callback_not_taken", reason=type(error).__name__)
+            raise errors.Unavailable(headers={"Retry-After": str(_again_seconds(request))}) from error
         self._metrics.callbacks.labels(outcome).inc()
         log.info("callback", outcome=outcome, status=delivery.status, retried=delivery.retried)
         return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
@@ -101,8 +107,9 @@ class Callback:
         if delivery.is_last:
             change = Fail(attempt=attempt, error=_reason(delivery.status, answer), error_code=_code(delivery.status))
             return await self._store.fail(task_id, change, jti=jti)
+        # Said of the delivery that failed, not of the next: that one may be well under way when this comes late.
         message = f"{_reason(delivery.status, b'')}; trying again"
-        again = Report(attempt=attempt, delivery=delivery.retried + 2, message=message)
+        again = Report(attempt=attempt, delivery=delivery.retried + 1, message=message)
         return await self._store.report(task_id, again, jti=jti)
 
 
@@ -111,6 +118,13 @@ def _subject(request: Request) -> tuple[str, int]:
     if not TASK_ID.fullmatch(task_id) or not re.fullmatch(r"[1-9][0-9]{0,8}", attempt, re.ASCII):
         raise errors.InvalidParameter("The callback URL names no task and attempt")
     return task_id, int(attempt)
+
+
+def _again_seconds(request: Request) -> int:
+    """The few retries of a callback must not be used up while Postgres restarts: each waits longer."""
+    retried = request.headers.get("upstash-retried", "0")
+    tries = int(retried) if re.fullmatch(r"[0-9]{1,2}", retried, re.ASCII) else 0
+    return int(min(AGAIN_SECONDS_MAX, 2 * 3 ** min(tries, 10)))
 
 
 def _answer(delivery: Delivery) -> bytes:
@@ -129,5 +143,7 @@ def _code(status: int) -> str:
 def _reason(status: int, answer: bytes) -> str:
     if status < 100:
         return "The generator could not be reached"
-    said = "".join(c for c in answer.decode("utf-8", "replace")[:EXCERPT_CHARACTERS] if c.isprintable()).strip()
+    said = "".join(
+        c for c in answer[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS] if c.isprintable()
+    ).strip()
     return f"The generator answered {status}" + (f": {said}" if said else "")

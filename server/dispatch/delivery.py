@@ -10,16 +10,28 @@ import httpx
 import msgspec
 
 from server.dispatch.destination import Forbidden, origin_of, route_to
+from server.dispatch.message import canonical
 from server.dispatch.signature import sign
 
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 CONNECT_SECONDS_MAX = 10.0
-CONNECTIONS_MAX = 1_000
+KEPT_CONNECTIONS_MAX = 100
 # No status code tells these: the protocol's sources leave it open, so they are chosen here.
 STATUS_UNREACHABLE = 0
 STATUS_TIMEOUT = 504
-HOP_BY_HOP = frozenset(
-    {"connection", "content-length", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+# Of one connection only, or said by the dispatcher itself.
+NOT_FORWARDED = frozenset(
+    {
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+    }
 )
 
 
@@ -63,8 +75,9 @@ class Sender:
     def __init__(self, signing_key: str, private_origins: Collection[str]) -> None:
         self._key = signing_key
         self._private = frozenset(map(origin_of, private_origins))
-        limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=100)
-        single = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
+        # How many there are at once is the engine's business; waiting here would count as the receiver's time.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=KEPT_CONNECTIONS_MAX)
+        single = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS_MAX)
         self._near = httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False)
         self._far = httpx.AsyncClient(timeout=timeout, limits=single, trust_env=False)
@@ -95,7 +108,7 @@ class Sender:
             host = f"[{route.address}]" if ":" in route.address else route.address
             url = urlunsplit(parts._replace(netloc=host + (f":{parts.port}" if parts.port else "")))
             client, extensions = self._far, {"sni_hostname": route.host}
-            headers.append(("Host", parts.netloc))
+            headers.append((b"Host", parts.netloc.encode()))
         request = client.build_request(parcel.method, url, headers=headers, content=parcel.body, extensions=extensions)
         response = await client.send(request, stream=True)
         try:
@@ -103,33 +116,32 @@ class Sender:
         finally:
             await response.aclose()
 
-    def _headers(self, parcel: Parcel) -> list[tuple[str, str]]:
-        headers = [
+    def _headers(self, parcel: Parcel) -> list[tuple[bytes, bytes]]:
+        own = {
+            "User-Agent": "Upstash-QStash",
+            "Upstash-Message-Id": parcel.id,
+            "Upstash-Retried": str(parcel.retried),
+            "Upstash-Caller-Ip": parcel.caller_ip,
+            "Upstash-Signature": sign(self._key, parcel.url, parcel.body, time.time(), f"jwt_{secrets.token_hex(16)}"),
+        }
+        if "Accept-Encoding" not in parcel.header:
+            own["Accept-Encoding"] = "identity"  # a compressed answer has no bound until it is unpacked
+        forwarded = [
             (name, value)
             for name, values in parcel.header.items()
-            if name.lower() not in HOP_BY_HOP
+            if name.lower() not in NOT_FORWARDED
             for value in values
         ]
-        return [
-            *headers,
-            ("User-Agent", "Upstash-QStash"),
-            ("Upstash-Message-Id", parcel.id),
-            ("Upstash-Retried", str(parcel.retried)),
-            ("Upstash-Caller-Ip", parcel.caller_ip),
-            (
-                "Upstash-Signature",
-                sign(self._key, parcel.url, parcel.body, time.time(), f"jwt_{secrets.token_hex(16)}"),
-            ),
-        ]
+        return [(name.encode(), value.encode("latin-1")) for name, value in (*forwarded, *own.items())]
 
 
 async def _read(response: httpx.Response) -> Answer:
     header: dict[str, list[str]] = {}
     for name, value in response.headers.multi_items():
-        header.setdefault(name.title(), []).append(value)
+        header.setdefault(canonical(name), []).append(value)
     chunks: list[bytes] = []
     size = 0
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.aiter_raw():
         size += len(chunk)
         if size > RESPONSE_BYTES_MAX:
             return Answer(STATUS_UNREACHABLE, header, f"the answer has more than {RESPONSE_BYTES_MAX} bytes".encode())

@@ -13,13 +13,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 RESOLVE_SECONDS_MAX = 5.0
-# ipaddress.is_global of Python 3.11 lets these pass, though they lead to private ones or to many.
-_NOT_PUBLIC = tuple(
-    map(
-        ipaddress.ip_network,
-        ("224.0.0.0/4", "ff00::/8", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96", "fec0::/10"),
-    )
-)
+# ipaddress.is_global of Python 3.11 lets these pass, though they lead to many hosts or, translated, to private ones.
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("224.0.0.0/4", "2001::/23", "2002::/16", "3fff::/20")))
+# All that is given out for unicast (RFC 4291): translation, multicast, site-local and unassigned lie outside.
+_UNICAST = ipaddress.ip_network("2000::/3")
 
 
 class Forbidden(Exception):
@@ -48,6 +45,8 @@ def is_public(address: str) -> bool:
     mapped = getattr(parsed, "ipv4_mapped", None)
     if mapped is not None:
         parsed = mapped
+    if parsed.version == 6 and parsed not in _UNICAST:
+        return False
     return parsed.is_global and not any(parsed.version == net.version and parsed in net for net in _NOT_PUBLIC)
 
 

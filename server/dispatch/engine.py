@@ -1,8 +1,8 @@
 """The dispatcher's engine: claims due messages, delivers them, records what came of it, recovers what was lost.
 
-Any number of engines work on one database. A claim counts the delivery and takes a lease, renewed every few
-seconds; when its holder dies the lease runs out and another one takes over. A finish carries the fence of its
-claim, so that a holder that was slow, not dead, changes nothing afterwards.
+Any number of engines work on one database. A claim counts the delivery and takes a lease, renewed every second or
+two; when its holder dies the lease runs out and another one takes over. A finish carries the fence of its claim,
+so that a holder that was slow, not dead, changes nothing afterwards.
 """
 
 import asyncio
@@ -16,110 +16,119 @@ from server import failpoints
 from server.db import DATABASE_ERRORS
 from server.dispatch import retry
 from server.dispatch.delivery import Answer, Sender
-from server.dispatch.messages import Claimed, Messages
+from server.dispatch.messages import LEASE_SECONDS, Claimed, Messages
 
 log = structlog.get_logger()
 
 POLL_SECONDS = 1.0
-RENEW_SECONDS = 3.0
-REAP_SECONDS = 2.0
+RENEW_SECONDS = 1.5
+REAP_SECONDS = 1.0
 CLEAN_SECONDS = 60.0
-GRACE_SECONDS = 1.5
-FINISH_TRIES = 5
+# A retry further off than this is found by the poll: no timer for each is kept.
+TIMER_SECONDS_MAX = 60.0
+GRACE_SECONDS = 0.8
+CLOSE_SECONDS_MAX = 4.0
+FINISH_SECONDS_MAX = 60.0
+FINISH_PAUSE_SECONDS_MAX = 2.0
 LOST = Answer(0, body=b"the dispatcher ended while it was delivering")
 
 OnClaim: TypeAlias = Callable[[Sequence[Claimed]], Awaitable[None]]
 
 
 class Engine:
-    """`run()` until cancelled or `stop()`; `poke()` when something was published."""
+    """`run()` until cancelled, after `close()`; `poke()` when something was published.
+
+    `parallelism` holds for messages, and once more for callbacks.
+    """
 
     def __init__(self, messages: Messages, sender: Sender, parallelism: int, on_claim: OnClaim | None = None) -> None:
         self._messages = messages
         self._sender = sender
         self._parallelism = parallelism
         self._on_claim = on_claim
-        self._held: dict[str, tuple[Claimed, asyncio.Task[None]]] = {}
+        self._held: dict[tuple[str, int], tuple[Claimed, asyncio.Task[None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._poked = asyncio.Event()
+        self._claiming = asyncio.Lock()
         self._stopping = False
-
-    @property
-    def busy(self) -> int:
-        """Deliveries under way."""
-        return len(self._held)
+        self._cut_off_at = -LEASE_SECONDS
 
     def poke(self) -> None:
         self._poked.set()
 
-    def stop(self) -> None:
-        """Claim nothing more."""
-        self._stopping = True
-        self._poked.set()
-
     async def run(self) -> None:
-        loops = [
-            asyncio.create_task(self._every(RENEW_SECONDS, self._renew)),
-            asyncio.create_task(self._every(REAP_SECONDS, self._reap)),
-            asyncio.create_task(self._every(CLEAN_SECONDS, self._messages.clean_up)),
-        ]
-        try:
-            await self._claim_for_ever()
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+        """Raises what is no mere absence of the database: a defect must not stay unseen."""
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(self._claim_for_ever())
+            loops.create_task(self._every(RENEW_SECONDS, self._renew))
+            loops.create_task(self._every(REAP_SECONDS, self._reap))
+            loops.create_task(self._every(CLEAN_SECONDS, self._messages.clean_up))
 
     async def close(self) -> None:
-        """Let deliveries end for a moment, then hand back the rest, due at once and not counted."""
-        self.stop()
-        if self._held:
-            await asyncio.wait([task for _, task in self._held.values()], timeout=GRACE_SECONDS)
-        rest = list(self._held.values())
-        for _, task in rest:
-            task.cancel()
-        await asyncio.gather(*(task for _, task in rest), *self._background, return_exceptions=True)
-        if rest:
-            await self._messages.hand_back([message for message, _ in rest])
-            log.info("handed_back", count=len(rest))
+        """Claim nothing more, let deliveries end for a moment, hand back the rest: due at once and not counted."""
+        self._stopping = True
+        self._poked.set()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS_MAX):
+                async with self._claiming:  # a claim that is under way gives messages to hold
+                    rest = list(self._held.values())
+                if rest:
+                    await asyncio.wait([task for _, task in rest], timeout=GRACE_SECONDS)
+                rest = list(self._held.values())
+                for _, task in rest:
+                    task.cancel()
+                await asyncio.gather(*(task for _, task in rest), *self._background, return_exceptions=True)
+                if rest:
+                    await self._messages.hand_back([message for message, _ in rest])
+                    log.info("handed_back", count=len(rest))
+        except DATABASE_ERRORS as error:
+            log.warning("not_handed_back", reason=type(error).__name__)  # the leases run out instead
 
     async def _claim_for_ever(self) -> None:
         failing = False
         while not self._stopping:
             self._poked.clear()
-            free = self._parallelism - len(self._held)
-            claimed: list[Claimed] = []
-            try:
-                if free > 0:
-                    claimed = await self._messages.claim(free)
-                failing = False
-            except DATABASE_ERRORS as error:
-                if not failing:
-                    log.warning("claim_failed", reason=type(error).__name__)
-                failing = True
-            if claimed:
-                failpoints.reached("dispatcher.claimed")
-                self._begin(claimed)
-            if len(claimed) < free or free <= 0:
+            async with self._claiming:
+                if self._stopping:
+                    return
                 try:
-                    await asyncio.wait_for(self._poked.wait(), POLL_SECONDS)
-                except TimeoutError:
-                    continue
+                    await self._claim()
+                    failing = False
+                except DATABASE_ERRORS as error:
+                    if not failing:
+                        log.warning("claim_failed", reason=type(error).__name__)
+                    failing = True
+            # Now every lane is full or nothing is due in it: a delivery that ends, a publisher or a timer pokes.
+            try:
+                await asyncio.wait_for(self._poked.wait(), POLL_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _claim(self) -> None:
+        callbacks = sum(message.is_callback for message, _ in self._held.values())
+        free = self._parallelism - (len(self._held) - callbacks)
+        free_for_callbacks = self._parallelism - callbacks
+        if free <= 0 and free_for_callbacks <= 0:
+            return
+        claimed = await self._messages.claim(max(0, free), max(0, free_for_callbacks))
+        if claimed:
+            failpoints.reached("dispatcher.claimed")
+            self._begin(claimed)
 
     def _begin(self, claimed: list[Claimed]) -> None:
         for message in claimed:
             task = asyncio.create_task(self._deliver(message))
-            self._held[message.id] = (message, task)
-            task.add_done_callback(lambda _, message=message: self._end(message))  # type: ignore[misc]
+            self._held[message.id, message.fence] = (message, task)
+            task.add_done_callback(lambda done, message=message: self._end(message, done))  # type: ignore[misc]
         if self._on_claim is not None:
             noting = asyncio.ensure_future(self._on_claim(claimed))
             self._background.add(noting)
             noting.add_done_callback(self._background.discard)
 
-    def _end(self, message: Claimed) -> None:
-        held = self._held.get(message.id)
-        if held is not None and held[0].fence == message.fence:
-            del self._held[message.id]
+    def _end(self, message: Claimed, done: "asyncio.Task[None]") -> None:
+        del self._held[message.id, message.fence]
+        if not done.cancelled() and done.exception() is not None:
+            log.error("delivery_broke", message_id=message.id, exc_info=done.exception())
         self._poked.set()
 
     async def _deliver(self, message: Claimed) -> None:
@@ -128,14 +137,17 @@ class Engine:
         await self._finish(message, answer)
 
     async def _finish(self, message: Claimed, answer: Answer) -> None:
-        """Record it, through a short absence of Postgres; the lease is renewed meanwhile or runs out."""
-        for attempt in range(FINISH_TRIES):
+        """Record it, through an absence of Postgres; what cannot be recorded at all is left to its lease."""
+        began, pause = time.monotonic(), 0.1
+        while True:
             try:
-                await self._record(message, answer)
-                return
+                return await self._record(message, answer)
             except DATABASE_ERRORS as error:
                 log.warning("finish_failed", message_id=message.id, reason=type(error).__name__)
-                await asyncio.sleep(0.2 * 2**attempt)
+            if time.monotonic() - began > FINISH_SECONDS_MAX:
+                return None
+            await asyncio.sleep(pause)
+            pause = min(FINISH_PAUSE_SECONDS_MAX, pause * 2)
 
     async def _record(self, message: Claimed, answer: Answer) -> None:
         outcome = "delivered"
@@ -148,7 +160,8 @@ class Engine:
             outcome = "retry"
             seconds = self._pause(message, answer)
             held = await self._messages.retry_later(message, answer, seconds)
-            asyncio.get_running_loop().call_later(seconds, self.poke)
+            if seconds <= TIMER_SECONDS_MAX:
+                asyncio.get_running_loop().call_later(seconds, self.poke)
         log.info(
             "delivery",
             message_id=message.id,
@@ -173,12 +186,14 @@ class Engine:
             return
         mine = await self._messages.renew(held)
         for message in held:
-            entry = self._held.get(message.id)
-            if message.id not in mine and entry is not None and entry[0].fence == message.fence:
+            entry = self._held.get((message.id, message.fence))
+            if message.id not in mine and entry is not None:
                 entry[1].cancel()  # canceled, or taken over: nobody waits for this delivery
                 log.info("delivery_dropped", message_id=message.id)
 
     async def _reap(self) -> None:
+        if time.monotonic() - self._cut_off_at < LEASE_SECONDS:
+            return  # the others were cut off as well: they live, and renew what they hold first
         for message in await self._messages.expired():
             log.warning("lease_expired", message_id=message.id, delivery=message.deliveries)
             if message.exhausted:
@@ -192,5 +207,6 @@ class Engine:
             try:
                 await step()
             except DATABASE_ERRORS as error:
+                self._cut_off_at = time.monotonic()
                 log.warning("step_failed", step=step.__name__, reason=type(error).__name__)
             await asyncio.sleep(seconds)

@@ -6,6 +6,7 @@ Source of the names and rules: the QStash API as its published SDKs speak it.
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +19,8 @@ TIMEOUT_SECONDS_MAX = 86_400.0
 DELAY_SECONDS_MAX = 90 * 86_400.0
 URL_CHARACTERS_MAX = 8_192
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# Says of an id that our own dispatcher gave it: only that one tells a task when its run begins.
+OUR_ID = "msg_taskbeam_"
 _OPTIONS = ("method", "timeout", "retries", "retry-delay", "delay")
 
 
@@ -56,8 +59,10 @@ def read_draft(url: str, headers: Iterable[tuple[str, str]], body: bytes) -> Dra
     forwarded: dict[str, list[str]] = {}
     for name, value in headers:
         low = name.lower()
+        if low == "content-type" or low.startswith("upstash-"):
+            _check_value(name, value)
         if low.startswith("upstash-forward-"):
-            forwarded.setdefault(low.removeprefix("upstash-forward-").title(), []).append(value)
+            _forward(forwarded, low.removeprefix("upstash-forward-"), value)
         elif low == "content-type":
             forwarded["Content-Type"] = [value]
         elif low.startswith("upstash-") and not low.startswith("upstash-telemetry-"):
@@ -87,9 +92,39 @@ def checked_url(url: str) -> str:
     """The URL if it is one that can be delivered to in principle. Raises BadMessage."""
     if len(url) > URL_CHARACTERS_MAX:
         raise BadMessage(f"the destination has more than {URL_CHARACTERS_MAX} characters")
-    if not re.fullmatch(r"https?://[^\s/?#@\\]+([/?][^\s#]*)?", url, re.IGNORECASE | re.ASCII):
+    # Visible ASCII only: what else a URL may mean is written in escapes.
+    if not re.fullmatch(r"https?://[^/?#@\\%]+([/?][^#]*)?", url, re.IGNORECASE) or not re.fullmatch(r"[!-~]+", url):
         raise BadMessage("the destination must be an http:// or https:// URL without credentials")
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise BadMessage("the destination's host or port cannot be")
     return url
+
+
+def canonical(name: str) -> str:
+    """A header's name as it is stored and shown: X-Api-Key."""
+    return "-".join(part.capitalize() for part in name.split("-"))
+
+
+def _check_value(name: str, value: str) -> None:
+    """Options may come from the query too, where anything can be written in escapes."""
+    if any((c < " " and c != "\t") or c == "\x7f" for c in value):
+        raise BadMessage(f"{canonical(name)[:60]} has control characters")
+
+
+def _forward(forwarded: dict[str, list[str]], name: str, value: str) -> None:
+    """Add a header to send along; what the dispatcher says itself cannot be said for it."""
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]{1,128}", name) or name.startswith("upstash-"):
+        return
+    try:
+        value.encode("latin-1")
+    except UnicodeEncodeError:
+        raise BadMessage(f"Upstash-Forward-{canonical(name)} cannot be sent as a header") from None
+    forwarded.setdefault(canonical(name), []).append(value)
 
 
 def _read_options(given: Mapping[str, str]) -> dict[str, Any]:
@@ -128,7 +163,8 @@ def _callback_options(given: Mapping[str, str], kind: str) -> dict[str, Any]:
     prefix = f"{kind}-"
     mine = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
     options = _read_options({name: mine[name] for name in _OPTIONS if name in mine})
-    header = {
-        name.removeprefix("forward-").title(): [value] for name, value in mine.items() if name.startswith("forward-")
-    }
+    header: dict[str, list[str]] = {}
+    for name, value in mine.items():
+        if name.startswith("forward-"):
+            _forward(header, name.removeprefix("forward-"), value)
     return {**options, "header": header} if header else options

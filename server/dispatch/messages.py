@@ -4,6 +4,7 @@ The states and what they mean are in sql/002_dispatcher.sql. A message's callbac
 that records the delivery they tell of.
 """
 
+import asyncio
 import base64
 import hashlib
 import secrets
@@ -15,10 +16,13 @@ import msgspec
 
 from server.db import Connection, Pool
 from server.dispatch.delivery import Answer, Parcel
-from server.dispatch.message import Draft
+from server.dispatch.message import OUR_ID, Draft
 
-LEASE_SECONDS = 10.0
-KEPT_DAYS = 1
+LEASE_SECONDS = 5.0
+RENEWAL_SECONDS_MAX = 1.5
+REAPED_A_STEP = 20
+KEPT_SECONDS = 3_600
+DEAD_LETTERS_KEPT_SECONDS = 7 * 86_400
 CLEANED_A_STEP = 5_000
 
 
@@ -45,6 +49,10 @@ class Claimed(msgspec.Struct, frozen=True):
     created_at_ms: int
 
     @property
+    def is_callback(self) -> bool:
+        return self.kind != "message"
+
+    @property
     def parcel(self) -> Parcel:
         return Parcel(
             self.id,
@@ -63,7 +71,7 @@ class Claimed(msgspec.Struct, frozen=True):
 
 
 def new_id() -> str:
-    return f"msg_{secrets.token_urlsafe(20).replace('-', 'A').replace('_', 'B')}"
+    return OUR_ID + secrets.token_hex(16)
 
 
 class Messages:
@@ -92,16 +100,21 @@ class Messages:
             await _insert(connection, message_id, draft, caller_ip=caller_ip)
         return message_id, False
 
-    async def claim(self, count: int) -> list[Claimed]:
-        """Take up to `count` due messages under a lease; the delivery counts from now on."""
+    async def claim(self, count: int, callbacks: int) -> list[Claimed]:
+        """Take up to `count` due messages and `callbacks` due callbacks under a lease; the delivery counts from now."""
         rows = await self._pool.fetch(
             """
-            with due as (
-              select id from dispatcher.messages where state in ('created', 'retry') and not_before <= now()
-               order by not_before, id limit $1 for update skip locked
-            )
+            with jobs as (
+              select id from dispatcher.messages
+               where state in ('created', 'retry') and kind = 'message' and due_at <= now()
+               order by due_at, id limit $1 for update skip locked
+            ), callbacks as (
+              select id from dispatcher.messages
+               where state in ('created', 'retry') and kind <> 'message' and due_at <= now()
+               order by due_at, id limit $2 for update skip locked
+            ), due as (select id from jobs union all select id from callbacks)
             update dispatcher.messages m set state = 'active', deliveries = m.deliveries + 1, fence = m.fence + 1,
-                   leased_until = now() + $2 * interval '1 second'
+                   leased_until = now() + $3 * interval '1 second'
               from due where m.id = due.id
             returning m.id, m.fence, m.kind, m.url, m.method, m.header, m.body, m.max_retries, m.retry_delay,
                       m.timeout_ms, m.callback, m.failure_callback, m.callback_options, m.failure_callback_options,
@@ -109,29 +122,33 @@ class Messages:
                       (extract(epoch from m.created_at) * 1000)::bigint as created_at_ms
             """,
             count,
+            callbacks,
             LEASE_SECONDS,
         )
         return [_claimed(row) for row in rows]
 
     async def renew(self, held: Sequence[Claimed]) -> set[str]:
-        """Prolong the leases of all that is held; the ids of those that still are."""
-        rows = await self._pool.fetch(
-            """update dispatcher.messages m set leased_until = now() + $3 * interval '1 second'
-                 from unnest($1::text[], $2::bigint[]) as h (id, fence)
-                where m.id = h.id and m.fence = h.fence and m.state = 'active' returning m.id""",
-            [message.id for message in held],
-            [message.fence for message in held],
-            LEASE_SECONDS,
-        )
+        """Prolong the leases of all that is held; the ids of those that still are. Raises TimeoutError early."""
+        async with asyncio.timeout(RENEWAL_SECONDS_MAX):
+            rows = await self._pool.fetch(
+                """update dispatcher.messages m set leased_until = now() + $3 * interval '1 second'
+                     from unnest($1::text[], $2::bigint[]) as h (id, fence)
+                    where m.id = h.id and m.fence = h.fence and m.state = 'active' returning m.id""",
+                [message.id for message in held],
+                [message.fence for message in held],
+                LEASE_SECONDS,
+            )
         return {row["id"] for row in rows}
 
     async def hand_back(self, held: Sequence[Claimed]) -> None:
-        """Give up what was not delivered, at once due again and not counted: this process is ending."""
+        """Give up what was not delivered, at once due again and not counted, and tell the others."""
         await self._pool.execute(
-            """update dispatcher.messages m set deliveries = m.deliveries - 1, leased_until = null, not_before = now(),
-                      state = case when m.deliveries > 1 then 'retry' else 'created' end::dispatcher.message_state
-                 from unnest($1::text[], $2::bigint[]) as h (id, fence)
-                where m.id = h.id and m.fence = h.fence and m.state = 'active'""",
+            """with given as (
+                 update dispatcher.messages m set deliveries = m.deliveries - 1, leased_until = null, due_at = now(),
+                        state = case when m.deliveries > 1 then 'retry' else 'created' end::dispatcher.message_state
+                   from unnest($1::text[], $2::bigint[]) as h (id, fence)
+                  where m.id = h.id and m.fence = h.fence and m.state = 'active' returning 1)
+               select pg_notify('dispatcher', '') from (select count(*) from given) as counted""",
             [message.id for message in held],
             [message.fence for message in held],
         )
@@ -155,7 +172,7 @@ class Messages:
         async with self._pool.acquire() as connection, connection.transaction():
             held = await connection.fetchval(
                 """update dispatcher.messages set state = 'retry', leased_until = null, response_status = $3,
-                          not_before = now() + $4 * interval '1 second'
+                          due_at = now() + $4 * interval '1 second'
                     where id = $1 and fence = $2 and state = 'active' returning true""",
                 message.id,
                 message.fence,
@@ -191,7 +208,7 @@ class Messages:
             """
             with lost as (
               select id from dispatcher.messages where state = 'active' and leased_until < now()
-               order by leased_until limit 100 for update skip locked
+               order by leased_until limit $2 for update skip locked
             )
             update dispatcher.messages m set fence = m.fence + 1, leased_until = now() + $1 * interval '1 second'
               from lost where m.id = lost.id
@@ -201,6 +218,7 @@ class Messages:
                       (extract(epoch from m.created_at) * 1000)::bigint as created_at_ms
             """,
             LEASE_SECONDS,
+            REAPED_A_STEP,
         )
         return [_claimed(row) for row in rows]
 
@@ -213,10 +231,22 @@ class Messages:
         )
         return bool(found)
 
+    async def cancel_many(self, ids: Sequence[str] | None) -> int:
+        """cancel() for each of `ids`, or for all messages; how many it ended."""
+        count: int = await self._pool.fetchval(
+            """with ended as (
+                 update dispatcher.messages set state = 'canceled', leased_until = null, finished_at = now()
+                  where state in ('created', 'active', 'retry') and ($1::text[] is null or id = any ($1))
+                 returning 1)
+               select count(*) from ended""",
+            None if ids is None else list(ids),
+        )
+        return count
+
     async def find(self, message_id: str) -> asyncpg.Record | None:
         return await self._pool.fetchrow(
             """select id, state::text, url, method, header, body, max_retries, retry_delay, callback, failure_callback,
-                      redact, labels, caller_ip, deliveries, dlq_id,
+                      callback_options, failure_callback_options, redact, labels, caller_ip,
                       (extract(epoch from not_before) * 1000)::bigint as not_before_ms,
                       (extract(epoch from created_at) * 1000)::bigint as created_at_ms
                  from dispatcher.messages where id = $1""",
@@ -224,13 +254,15 @@ class Messages:
         )
 
     async def clean_up(self) -> None:
-        """Drop what ended a day ago and deduplication ids that have expired, a bounded number."""
+        """Drop what ended an hour ago, old dead letters and expired deduplication ids, a bounded number of each."""
         await self._pool.execute(
             """delete from dispatcher.messages where id in (
                  select id from dispatcher.messages
-                  where state in ('delivered', 'failed', 'canceled') and finished_at < now() - make_interval(days => $1)
-                  order by finished_at limit $2)""",
-            KEPT_DAYS,
+                  where state in ('delivered', 'failed', 'canceled') and finished_at < now() - $1 * interval '1 second'
+                    and (state <> 'failed' or finished_at < now() - $2 * interval '1 second')
+                  order by finished_at limit $3)""",
+            KEPT_SECONDS,
+            DEAD_LETTERS_KEPT_SECONDS,
             CLEANED_A_STEP,
         )
         await self._pool.execute(
@@ -268,8 +300,9 @@ async def _insert(
     await connection.execute(
         """insert into dispatcher.messages (id, kind, source_id, url, method, header, body, max_retries, retry_delay,
              timeout_ms, callback, failure_callback, callback_options, failure_callback_options, redact, labels,
-             caller_ip, not_before)
+             caller_ip, not_before, due_at)
            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
+             coalesce(to_timestamp($18::float8), now() + $19 * interval '1 second'),
              coalesce(to_timestamp($18::float8), now() + $19 * interval '1 second'))""",
         message_id,
         kind,

@@ -7,10 +7,9 @@ deduplication id names task and attempt.
 
 import asyncio
 import re
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import asyncpg
-import httpx
 import msgspec
 import structlog
 from qstash import AsyncQStash
@@ -20,6 +19,7 @@ from server import failpoints
 from server.db import DATABASE_ERRORS, Pool
 from server.dispatch import retry
 from server.dispatch.callback import CALLBACK_PATH
+from server.dispatch.message import OUR_ID
 from server.dispatch.token import make_token
 from server.metrics import Metrics
 from server.settings import Settings
@@ -32,9 +32,14 @@ PROGRESS_PATH = "/api/generate/progress"
 POLL_SECONDS = 1.0
 LEASE_SECONDS = 30.0
 PUBLISH_SECONDS_MAX = 10.0
-MESSAGES_A_STEP = 50
 PARALLELISM = 16
 RETRY_SECONDS_MAX = 60.0
+REASON_CHARACTERS_MAX = 500
+
+# A callback that cannot be taken now (we are being deployed) is the only news of a finished picture. Upstash
+# allows few retries, by plan: those are stretched. Elsewhere it is tried for ten minutes, closely at first.
+HOSTED = {"Retry-Delay": "5000 * pow(4, retried)"}
+PATIENT = {"Retries": "60", "Retry-Delay": "min(10000, 500 * pow(2, retried))"}
 
 
 class Refused(Exception):
@@ -52,33 +57,53 @@ class Outbox:
         self._secret = secret
         self._metrics = metrics
         self._client = AsyncQStash(settings.qstash_token or "", base_url=settings.qstash_url, retry=False)
+        self._callback_options = HOSTED if is_hosted(settings.qstash_url) else PATIENT
         self._poked = asyncio.Event()
-        self._slots = asyncio.Semaphore(PARALLELISM)
+        self._sending: set[asyncio.Task[None]] = set()
 
     def poke(self) -> None:
         self._poked.set()
 
     async def run(self) -> None:
+        """A message that takes long holds up no other: each is taken when there is a sender for it."""
         failing = False
-        while True:
-            self._poked.clear()
-            taken = 0
-            try:
-                rows = await self._take()
-                taken = len(rows)
-                await asyncio.gather(*map(self._send, rows))
-                failing = False
-            except DATABASE_ERRORS as error:
-                if not failing:
-                    log.warning("outbox_unavailable", reason=type(error).__name__)
-                failing = True
-            if taken < MESSAGES_A_STEP:
+        try:
+            while True:
+                self._poked.clear()
+                try:
+                    await self._step()
+                    failing = False
+                except DATABASE_ERRORS as error:
+                    if not failing:
+                        log.warning("outbox_unavailable", reason=type(error).__name__)
+                    failing = True
                 try:
                     await asyncio.wait_for(self._poked.wait(), POLL_SECONDS)
                 except TimeoutError:
                     continue
+        finally:
+            for task in self._sending:
+                task.cancel()
+            await asyncio.gather(*self._sending, return_exceptions=True)
 
-    async def _take(self) -> list[asyncpg.Record]:
+    async def _step(self) -> None:
+        free = PARALLELISM - len(self._sending)
+        if free <= 0:
+            return
+        for row in await self._take(free):
+            task = asyncio.create_task(self._send(row))
+            self._sending.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._sending.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            # Its lease runs out, and it is sent again.
+            error = task.exception()
+            log.warning("dispatch_broke", reason=type(error).__name__, exc_info=_defect(error))
+        self._poked.set()
+
+    async def _take(self, count: int) -> list[asyncpg.Record]:
         return await self._pool.fetch(
             """
             with due as (
@@ -92,30 +117,29 @@ class Outbox:
             returning d.task_id, d.attempt, d.tries, t.prompt, t.params,
                       t.attempt > d.attempt or t.status::text in ('completed', 'failed') as over
             """,
-            MESSAGES_A_STEP,
+            count,
             LEASE_SECONDS,
         )
 
     async def _send(self, row: asyncpg.Record) -> None:
         task_id, attempt = row["task_id"], row["attempt"]
-        async with self._slots:
-            if row["over"]:
-                return await self._sent(task_id, attempt, None)
-            try:
-                message_id = await self._publish(row)
-            except Refused as error:
-                log.error("dispatch_refused", task_id=task_id, reason=str(error))
-                self._metrics.dispatched.labels("refused").inc()
-                reason = f"The job could not be handed on: {error}"[:2000]
-                await self._store.fail(task_id, Fail(attempt=attempt, error=reason, error_code="dispatch_refused"))
-                return await self._sent(task_id, attempt, None)
-            except (QStashError, httpx.HTTPError, OSError, TimeoutError) as error:
-                self._metrics.dispatched.labels("failed").inc()
-                return await self._again(task_id, attempt, row["tries"], error)
-            failpoints.reached("dispatch.published")
-            self._metrics.dispatched.labels("sent").inc()
-            log.info("dispatched", task_id=task_id, attempt=attempt, message_id=message_id)
-            return await self._sent(task_id, attempt, message_id)
+        if row["over"]:
+            return await self._sent(task_id, attempt, None)
+        try:
+            message_id = await self._publish(row)
+        except Refused as error:
+            log.error("dispatch_refused", task_id=task_id, reason=str(error))
+            self._metrics.dispatched.labels("refused").inc()
+            reason = f"The job could not be handed on: {error}"
+            await self._store.fail(task_id, Fail(attempt=attempt, error=reason, error_code="dispatch_refused"))
+            return await self._sent(task_id, attempt, None)
+        except Exception as error:  # whatever a client library makes of a strange answer
+            self._metrics.dispatched.labels("failed").inc()
+            return await self._again(task_id, attempt, row["tries"], error)
+        failpoints.reached("dispatch.published")
+        self._metrics.dispatched.labels("sent").inc()
+        log.info("dispatched", task_id=task_id, attempt=attempt, message_id=message_id)
+        return await self._sent(task_id, attempt, message_id)
 
     async def _publish(self, row: asyncpg.Record) -> str:
         task_id, attempt, settings = row["task_id"], row["attempt"], self._settings
@@ -139,13 +163,15 @@ class Outbox:
                     timeout=f"{settings.generator_timeout_seconds:.0f}s",
                     callback=callback,
                     failure_callback=callback,
+                    callback_headers=self._callback_options,
+                    failure_callback_headers=self._callback_options,
                     deduplication_id=f"{task_id}-{attempt}",
                 )
         except QStashError as error:
             status = re.match(r"Request failed with status: (\d{3})", str(error))
             # 401 and 403 are for the operator to mend, and 408 will pass; the rest is about this very message.
             if status and status[1].startswith("4") and status[1] not in ("401", "403", "404", "408", "429"):
-                raise Refused(str(error)[:500]) from error
+                raise Refused(_printable(str(error))) from error
             raise
         if isinstance(published, list):
             raise Refused("the generator's URL is a URL group")
@@ -159,16 +185,15 @@ class Outbox:
             attempt,
             message_id,
         )
-        if message_id is not None:
+        if message_id is not None and not message_id.startswith(OUR_ID):
             # Our own dispatcher says when it begins, and a run's time counts from there; others do not.
             await self._pool.execute(
                 """update public.image_generations set deadline_at = now() + $3 * interval '1 second'
-                    where task_id = $1 and attempt = $2 and deadline_at is null and status in ('pending', 'processing')
-                      and not exists (select from dispatcher.messages m where m.id = $4)""",
+                    where task_id = $1 and attempt = $2 and deadline_at is null
+                      and status in ('pending', 'processing')""",
                 task_id,
                 attempt,
                 self._settings.task_deadline_seconds + self._retry_seconds(),
-                message_id,
             )
 
     def _retry_seconds(self) -> float:
@@ -176,13 +201,29 @@ class Outbox:
         return sum(delay(retried) for retried in range(self._settings.generator_retries)) / 1000
 
     async def _again(self, task_id: str, attempt: int, tries: int, error: Exception) -> None:
-        log.warning("dispatch_failed", task_id=task_id, tries=tries, reason=f"{type(error).__name__}: {error}")
+        reason = _printable(f"{type(error).__name__}: {error}")
+        log.warning("dispatch_failed", task_id=task_id, tries=tries, reason=reason)
         await self._pool.execute(
-            """update taskbeam.dispatches set leased_until = null, last_error = left($4, 2000),
+            """update taskbeam.dispatches set leased_until = null, last_error = $4,
                       next_at = now() + $3 * interval '1 second'
                 where task_id = $1 and attempt = $2""",
             task_id,
             attempt,
             min(RETRY_SECONDS_MAX, 0.5 * 2 ** min(tries, 10)),
-            f"{type(error).__name__}: {error}",
+            reason,
         )
+
+
+def is_hosted(qstash_url: str | None) -> bool:
+    """Whether this is Upstash's own service, with the limits of its plans."""
+    host = (urlsplit(qstash_url).hostname or "") if qstash_url else "qstash.upstash.io"
+    return host == "upstash.io" or host.endswith(".upstash.io")
+
+
+def _printable(text: str) -> str:
+    """What somebody else's server said, as one short line that Postgres and a log can hold."""
+    return "".join(c if c.isprintable() else " " for c in text[:REASON_CHARACTERS_MAX])
+
+
+def _defect(error: BaseException | None) -> BaseException | None:
+    return None if isinstance(error, DATABASE_ERRORS) else error

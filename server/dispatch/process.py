@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import structlog
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 
 from server import log as logging
 from server.db import close_pool, listen, open_patiently
-from server.dispatch.api import Api
+from server.dispatch.api import Api, on_error
 from server.dispatch.delivery import Sender
 from server.dispatch.engine import Engine, OnClaim
 from server.dispatch.messages import Claimed, Messages
@@ -50,11 +51,13 @@ class Dispatcher:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._engine: Engine | None = None
-        self.app = Starlette(lifespan=self._lifespan)
+        self._closing: asyncio.Task[None] | None = None
+        self.app = Starlette(lifespan=self._lifespan, exception_handlers={HTTPException: on_error, Exception: on_error})
 
     def closing(self) -> None:
-        if self._engine is not None:
-            self._engine.stop()
+        """Hand back what is held at once, not only when the last connection has closed."""
+        if self._engine is not None and self._closing is None:
+            self._closing = asyncio.create_task(self._engine.close())
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -70,13 +73,24 @@ class Dispatcher:
             app.router.routes.extend(Api(settings, pool, messages, engine.poke).routes)
             listening = asyncio.create_task(listen(settings.database_url or "", "dispatcher", lambda _: engine.poke()))
             running = asyncio.create_task(engine.run())
+            for task in (listening, running):
+                task.add_done_callback(_died)
             log.info("dispatcher_started", parallelism=settings.dispatcher_parallelism)
             yield
-            await engine.close()
+            self.closing()
+            if self._closing is not None:
+                await self._closing
             for task in (listening, running):
                 task.cancel()
             await asyncio.gather(listening, running, return_exceptions=True)
             log.info("dispatcher_stopped")
+
+
+def _died(task: "asyncio.Task[None]") -> None:
+    """A loop that ends by itself is a defect that must not stay unseen: the process without it only looks well."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("loop_died", exc_info=task.exception())
+        asyncio.get_running_loop().stop()
 
 
 def _private_origins(settings: Settings) -> set[str]:

@@ -4,6 +4,7 @@ The answer is any HTTP image API's JSON; where the result stands in it is a JSON
 the usual places.
 """
 
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -11,6 +12,11 @@ import msgspec
 
 RESULT_CHARACTERS_MAX = 8_192
 USUAL_PLACES = ("/result", "/url", "/data/0/url", "/output/0", "/output", "/images/0/url")
+
+
+# A file name of our result store: no folder, no escape, so that no other route of ours can be meant.
+STORED = re.compile(r"/results/[A-Za-z0-9_-]{1,128}(\.[A-Za-z0-9]{1,8})?", re.ASCII)
+INDEX = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 class BadResult(ValueError):
@@ -33,15 +39,15 @@ def find_result(answer: bytes, pointer: str | None) -> str:
 def _checked(value: str) -> str:
     if len(value) > RESULT_CHARACTERS_MAX:
         raise BadResult(f"The generator's result is longer than {RESULT_CHARACTERS_MAX} characters")
+    if STORED.fullmatch(value):
+        return value
     try:
         parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError as error:
         raise BadResult("The generator's result is not a URL") from error
-    stored = not parts.scheme and not parts.netloc and value.startswith("/results/")
-    if not stored and not (parts.scheme in ("http", "https") and parts.netloc):
+    if not usable or not value.isprintable() or " " in value:
         raise BadResult("The generator's result is not an http(s) URL")
-    if not value.isprintable() or " " in value:
-        raise BadResult("The generator's result is not a URL")
     return value
 
 
@@ -52,8 +58,8 @@ def resolve(document: Any, pointer: str) -> Any:
         key = token.replace("~1", "/").replace("~0", "~")
         if isinstance(value, dict):
             value = value.get(key)
-        elif isinstance(value, list) and key.isascii() and key.isdigit() and int(key[:9]) < len(value):
-            value = value[int(key[:9])]
+        elif isinstance(value, list) and INDEX.fullmatch(key) and int(key) < len(value):
+            value = value[int(key)]
         else:
             return None
     return value

@@ -27,8 +27,8 @@ _FUNCTIONS: dict[str, tuple[Callable[..., float], int, int]] = {
     "floor": (math.floor, 1, 1),
     "ceil": (math.ceil, 1, 1),
     "round": (round, 1, 1),
-    "min": (min, 1, 8),
-    "max": (max, 1, 8),
+    "min": (lambda *values: min(values), 1, 8),
+    "max": (lambda *values: max(values), 1, 8),
 }
 
 

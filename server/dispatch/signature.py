@@ -30,11 +30,12 @@ class BadSignature(Exception):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a valid signature says of itself; times in Unix seconds."""
+    """What a valid signature says of itself; times in Unix seconds; `body` is the hash of the body it is for."""
 
     jti: str
     issued_at: float
     expires_at: float
+    body: str
 
 
 def body_hash(body: bytes) -> str:
@@ -58,6 +59,19 @@ def sign(key: str, url: str, body: bytes, now: float, jti: str) -> str:
 
 def verify(token: str, body: bytes, url: str, keys: Sequence[str], now: float) -> Claims:
     """The claims of a token signed with one of `keys` for this body and URL. Raises BadSignature."""
+    claims = read_claims(token, url, keys, now)
+    check_body(claims, body)
+    return claims
+
+
+def check_body(claims: Claims, body: bytes) -> None:
+    """Raises BadSignature unless the claims are for exactly this body."""
+    if not _same(claims.body.rstrip("="), body_hash(body).rstrip("=")):
+        raise BadSignature("wrong_body")
+
+
+def read_claims(token: str, url: str, keys: Sequence[str], now: float) -> Claims:
+    """All of verify() that can be told before the body is there. Raises BadSignature."""
     if not token:
         raise BadSignature("missing")
     if len(token) > TOKEN_CHARACTERS_MAX:
@@ -73,12 +87,12 @@ def verify(token: str, body: bytes, url: str, keys: Sequence[str], now: float) -
     if not _same(payload.get("sub"), url):
         raise BadSignature("wrong_url")
     said = payload.get("body")
-    if not isinstance(said, str) or not _same(said.rstrip("="), body_hash(body).rstrip("=")):
+    if not isinstance(said, str):
         raise BadSignature("wrong_body")
     jti = payload.get("jti")
     if not isinstance(jti, str) or not 0 < len(jti) <= JTI_CHARACTERS_MAX or not jti.isprintable():
         raise BadSignature("malformed")
-    return Claims(jti, issued_at, expires_at)
+    return Claims(jti, issued_at, expires_at, said)
 
 
 def _payload(token: str, keys: Sequence[str]) -> dict[str, Any]:
