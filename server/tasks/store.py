@@ -1,6 +1,6 @@
 """Writes tasks: each change is one statement that takes the next version of the row, guarded by its state.
 
-The event row is appended by the schema in the same transaction (sql/001_tasks.sql). Whoever calls gets the
+The event row is appended by the schema in the same transaction (sql/003_log.sql). Whoever calls gets the
 outcome after the commit; the change is handed to `publish` then, here and nowhere else, so that no caller can
 forget it. state.py says the same rules without SQL.
 """
@@ -19,7 +19,6 @@ from server.tasks.snapshot import TaskChange
 from server.tasks.state import Complete, Fail, Outcome, Report, State, advance
 
 Publish: TypeAlias = Callable[[TaskChange], None]
-KNOWN_USERS_MAX = 10_000
 EXPIRED_A_STEP_MAX = 100
 
 
@@ -31,6 +30,10 @@ class NoSuchUser(LookupError):
     """The caller is not among the users of this database (deleted, or of another project)."""
 
 
+class ParamsTooLarge(ValueError):
+    """The parameters, as the database writes them, are larger than it takes (1e300 is written with 300 zeros)."""
+
+
 class TaskStore:
     """All writes to tasks. `publish` must not block; `deadline_seconds` is the time one run may take."""
 
@@ -39,11 +42,12 @@ class TaskStore:
         self._publish = publish
         self._public_url = public_url
         self._deadline_seconds = deadline_seconds
-        self._known_users: set[str] = set()
 
     async def create(self, claims: str, user_id: str, prompt: str, params: bytes) -> TaskChange:
-        """Accept a task: row, first event and outgoing message in one transaction. Raises NoSuchUser."""
-        await self._ensure_user(user_id)
+        """Accept a task: row, first event and outgoing message in one transaction.
+
+        Raises NoSuchUser and ParamsTooLarge.
+        """
         task_id = secrets.token_urlsafe(16)
         try:
             async with acting_as(self._pool, claims) as connection:
@@ -59,19 +63,14 @@ class TaskStore:
                 await connection.execute("set local role service_role")  # the message is ours, not the user's
                 await connection.execute("insert into taskbeam.dispatches (task_id, attempt) values ($1, 1)", task_id)
         except asyncpg.ForeignKeyViolationError:
-            self._known_users.discard(user_id)
             raise NoSuchUser from None
+        except asyncpg.CheckViolationError as error:
+            if error.constraint_name == "taskbeam_params":
+                raise ParamsTooLarge from None
+            raise
         change = snapshot.from_row(row, self._public_url)
         self._publish(change)
         return change
-
-    async def _ensure_user(self, user_id: str) -> None:
-        if user_id in self._known_users:
-            return
-        await self._pool.execute("select taskbeam.ensure_user($1)", user_id)
-        if len(self._known_users) >= KNOWN_USERS_MAX:
-            self._known_users.clear()
-        self._known_users.add(user_id)
 
     async def report(self, task_id: str, report: Report, *, jti: str | None = None) -> Outcome:
         """A generator has begun or moved on. `jti` is the id of the signed callback that says so: it counts once.
@@ -214,15 +213,17 @@ class TaskStore:
         """End the tasks whose deadline has passed, a bounded number; returns how many."""
         rows = await self._pool.fetch(
             """
-            update public.image_generations set
+            with overdue as (  -- not a subquery: that might be run again for each row, and lock others each time
+              select task_id from public.image_generations
+               where status in ('pending', 'processing') and deadline_at < now()
+               order by deadline_at limit $1 for update skip locked
+            )
+            update public.image_generations t set
               status = 'failed', error_code = 'timeout',
               error = 'The generator did not finish in time', version = version + 1,
               status_version = version + 1, updated_at = clock_timestamp()
-            where task_id in (
-              select task_id from public.image_generations
-               where status in ('pending', 'processing') and deadline_at < now()
-               order by deadline_at limit $1 for update skip locked)
-            returning task_id, version
+            from overdue where t.task_id = overdue.task_id
+            returning t.task_id, t.version
             """,
             EXPIRED_A_STEP_MAX,
         )

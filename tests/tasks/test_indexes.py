@@ -1,0 +1,104 @@
+"""An index for every statement: what the processes do all day reads no large table from end to end.
+
+Postgres itself says so: the statements run as they are, and the tables' counters of sequential scans stay at nought.
+Seven runs each, because from the sixth on Postgres may take a plan that knows no arguments.
+"""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from server.db import Pool, close_pool, open_pool
+from server.dispatch.messages import Messages
+from server.dispatch.outbox import Outbox
+from server.metrics import Metrics
+from server.settings import Settings
+from server.tasks.pace import Pace
+from server.tasks.reading import TaskReader
+from server.tasks.state import Complete, Fail, Report
+from server.tasks.store import NoSuchTask, TaskStore
+from server.upkeep import Upkeep
+from tests.conftest import Connection
+from tests.tasks.conftest import User, store_on
+
+TASKS = 20_000  # of many_tasks.sql
+RUNS = 7
+ROWS_MAX = 450  # that one run may read of one table
+
+READ = """
+select relname, seq_scan, seq_tup_read + coalesce(idx_tup_fetch, 0) as rows from pg_stat_user_tables
+ where relname in ('image_generations', 'task_events', 'owners', 'dispatches', 'users', 'messages', 'deduplications')
+"""
+
+
+@pytest.fixture
+async def one(settings: Settings, owner: Connection) -> AsyncIterator[Pool]:
+    """A pool of one connection, in a database with some thousand tasks."""
+    await owner.execute(Path(__file__).with_name("many_tasks.sql").read_text())
+    opened = await open_pool(settings, application="test", size=1)
+    yield opened
+    await close_pool(opened)
+
+
+async def test_no_statement_reads_a_table_from_end_to_end(
+    one: Pool, owner: Connection, settings: Settings, subtests: pytest.Subtests
+) -> None:
+    user = User("00000000-0000-4000-8000-000000000007")
+    mine = [f"task_{n}" for n in range(4, TASKS, 4)]
+    waiting = [f"task_{n}" for n in range(100, TASKS, 100)]  # none of them overdue
+    store: TaskStore = store_on(one, [])
+    reader = TaskReader(one, public_url="")
+    messages = Messages(one)
+    claims, me = user.claims, user.id
+    counter = iter(range(1_000_000))
+
+    outbox = Outbox(one, store, settings, b"secret", Metrics())
+    upkeep = Upkeep(one, store, reader, Pace(), Metrics())
+
+    async def refused() -> None:
+        with pytest.raises(NoSuchTask):
+            await store.report("absent", Report(attempt=1))
+
+    statements: dict[str, Callable[[], Awaitable[object]]] = {
+        "create": lambda: store.create(claims, me, "a boat", b"{}"),
+        "report": lambda: store.report(waiting[0], Report(attempt=1, progress=next(counter)), jti=f"r{next(counter)}"),
+        "complete": lambda: store.complete(waiting[1], Complete(attempt=1, result="/r"), jti=f"c{next(counter)}"),
+        "fail": lambda: store.fail(waiting[2 + next(counter)], Fail(attempt=1, error="x", error_code="y")),
+        "refused": refused,
+        "is cancelled": lambda: store.is_cancelled(waiting[0], 1),
+        "expire": store.expire,
+        "since": lambda: reader.since(claims, mine[0], 0),
+        "position": lambda: reader.position(claims, me),
+        "all since": lambda: reader.all_since(claims, me, 1_003_000 - 20),
+        "overview": lambda: reader.overview(claims, me, None),
+        "overview of some": lambda: reader.overview(claims, me, mine[:20]),
+        "page": lambda: reader.page(claims, me, limit=20, cursor=None, status=None),
+        "page of one status": lambda: reader.page(claims, me, limit=20, cursor=None, status="failed"),
+        "the tick": lambda: reader.changed_since(None, dt.timedelta(seconds=5), []),
+        "the tick with names": lambda: reader.changed_since(None, dt.timedelta(seconds=5), mine[:20]),
+        "missed": lambda: reader.missed(dict.fromkeys(mine[:50], 1)),
+        "typical": reader.typical_seconds,
+        "upkeep": lambda: upkeep._turn(0),
+        "take": lambda: outbox._take(5),
+        "sent": lambda: outbox._sent(waiting[0], 1, "msg_77"),
+        "send again": lambda: outbox._again(waiting[0], 1, 1, OSError("refused")),
+        "claim": lambda: messages.claim(10, 10),
+        "renew": lambda: messages.renew([]),
+        "expired leases": messages.expired,
+        "find": lambda: messages.find("msg_77"),
+        "cancel": lambda: messages.cancel(f"msg_{100 * (1 + next(counter) % 100)}"),
+    }
+    for name, run in statements.items():
+        with subtests.test(name):
+            await one.execute("select pg_stat_force_next_flush()")
+            await owner.execute("select pg_stat_reset()")
+            for _ in range(RUNS):
+                await run()
+            await one.execute("select pg_stat_force_next_flush()")
+            await asyncio.sleep(0)
+            for row in await owner.fetch(READ):
+                assert row["seq_scan"] == 0, row["relname"]
+                assert row["rows"] <= RUNS * ROWS_MAX, row["relname"]
