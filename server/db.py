@@ -44,6 +44,7 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,  # with somebody else's transaction: ours lock in one order
 )
 
 # What a loop that must go on for ever takes in its stride.

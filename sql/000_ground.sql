@@ -96,6 +96,7 @@ begin
       ('version', array['integer'], false),
       ('status_version', array['integer'], false),
       ('batch_id', array['text'], false),
+      ('began_at', array['timestamp with time zone'], false),
       ('deadline_at', array['timestamp with time zone'], false)
     ) as w (name, types, must) loop
     select * into found from pg_temp.older_columns() c where c.name = wanted.name;

@@ -55,8 +55,9 @@ alter table public.image_generations
   add column if not exists version integer default 1,         -- of this task: 1, 2, 3 … without gaps
   add column if not exists status_version integer default 1,  -- version of the last change of status or attempt
   add column if not exists batch_id text,
-  -- When the run is given up. Null: not yet counting (the dispatcher has not begun). The default is for rows
-  -- that others insert: nothing of theirs stays open for ever either.
+  -- Since when the time of this run counts. Null: nobody has begun (the message waits, or has not been claimed).
+  add column if not exists began_at timestamptz,
+  -- When it is given up. The defaults are for rows that others insert; nothing stays open for ever.
   add column if not exists deadline_at timestamptz;
 
 comment on column public.image_generations.version is 'of this task: 1, 2, 3 without gaps; taken in the statement that makes the change';
@@ -113,6 +114,7 @@ update public.image_generations
        error_code = left(error_code, 64), cancelled = coalesce(cancelled and status = 'failed', false),
        attempt = 1, delivery = 1, version = 1, status_version = 1,
        batch_id = case when batch_id ~ '^[A-Za-z0-9_-]{1,64}$' then batch_id end,
+       began_at = case when status in ('pending', 'processing') then now() else created_at end,
        deadline_at = case when status in ('pending', 'processing') then now() + interval '15 minutes' end
  where true;
 
@@ -128,6 +130,7 @@ alter table public.image_generations
   alter delivery set default 1, alter delivery set not null,
   alter version set default 1, alter version set not null,
   alter status_version set default 1, alter status_version set not null,
+  alter began_at set default now(),
   alter deadline_at set default now() + interval '15 minutes';
 
 do $$
@@ -285,7 +288,7 @@ create policy taskbeam_only_own on public.image_generations as restrictive for a
   with check (current_user <> 'authenticated' or (user_id = (select auth.uid()) and status = 'pending'));
 
 grant select on public.image_generations to authenticated;
-grant insert (task_id, user_id, prompt, status, params, batch_id, deadline_at) on public.image_generations to authenticated;
+grant insert (task_id, user_id, prompt, status, params, batch_id, began_at) on public.image_generations to authenticated;
 grant select, insert, update, delete on public.image_generations to service_role;
 grant select, insert, update, delete on taskbeam.dispatches to service_role;
 grant select, insert, delete on taskbeam.callbacks_seen to service_role;

@@ -53,9 +53,9 @@ begin
   if tg_op = 'INSERT' then
     insert into taskbeam.owners (user_id) select distinct n.user_id from new_rows n where n.user_id is not null
       order by 1 on conflict do nothing;
-    -- Ours count from the claim and are published by their author; these are not.
+    -- Ours have not begun when they are inserted, and are published by their author; these are not.
     perform pg_notify('taskbeam', n.task_id || ' ' || n.version) from new_rows n
-      where n.deadline_at is not null and octet_length(n.task_id) <= 128;
+      where n.began_at is not null and octet_length(n.task_id) <= 128;
   end if;
 
   perform from taskbeam.owners o
@@ -119,7 +119,8 @@ begin
   end if;
 end $$;
 
--- Every log begins at version 1, also of a row that was copied from elsewhere or that arrives already ended.
+-- Every log begins at version 1, also of a row that was copied from elsewhere or that arrives already ended. A task
+-- that nobody has begun with in a day is given up.
 create function taskbeam.begin_task() returns trigger language plpgsql set search_path = '' as $$
 begin
   new.version := 1; new.status_version := 1; new.attempt := 1; new.delivery := 1;
@@ -128,11 +129,13 @@ begin
   elsif new.status = 'failed' then
     new.error := left(coalesce(nullif(new.error, ''), 'failed for an unknown reason'), 2000);
     new.error_code := coalesce(new.error_code, 'unknown');
+  elsif new.began_at is null then
+    new.deadline_at := now() + interval '1 day';
   end if;
   return new;
 end $$;
 create trigger taskbeam_begin before insert on public.image_generations for each row
-  when (new.version <> 1 or new.status_version <> 1 or new.attempt <> 1 or new.delivery <> 1
+  when (new.began_at is null or new.version <> 1 or new.status_version <> 1 or new.attempt <> 1 or new.delivery <> 1
         or new.status in ('completed', 'failed'))
   execute function taskbeam.begin_task();
 
@@ -146,7 +149,8 @@ begin
     new.delivery := 1;
     new.cancelled := false;
     new.progress := null; new.message := null; new.preview := null; new.step := null; new.steps := null;
-    new.deadline_at := clock_timestamp() + interval '15 minutes';
+    new.began_at := clock_timestamp();
+    new.deadline_at := new.began_at + interval '15 minutes';
   end if;
   if new.status = 'failed' then
     new.error := left(coalesce(nullif(new.error, ''), 'failed for an unknown reason'), 2000);
@@ -156,6 +160,9 @@ begin
   end if;
   if new.status = 'completed' and old.status <> 'completed' then
     new.progress := 100;
+  end if;
+  if new.status in ('completed', 'failed') then
+    new.preview := null;
   end if;
   new.version := old.version + 1;
   if new.status <> old.status or new.attempt <> old.attempt then

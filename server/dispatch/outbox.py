@@ -188,8 +188,9 @@ class Outbox:
         if message_id is not None and not message_id.startswith(OUR_ID):
             # Our own dispatcher says when it begins, and a run's time counts from there; others do not.
             await self._pool.execute(
-                """update public.image_generations set deadline_at = now() + $3 * interval '1 second'
-                    where task_id = $1 and attempt = $2 and deadline_at is null
+                """update public.image_generations
+                      set began_at = now(), deadline_at = now() + $3 * interval '1 second'
+                    where task_id = $1 and attempt = $2 and began_at is null
                       and status in ('pending', 'processing')""",
                 task_id,
                 attempt,

@@ -25,7 +25,7 @@ class ProgressReport(msgspec.Struct):
     """Percent done and what is being done; with `status` the end of the run and its result or error.
 
     `preview` is the URL, or a small data URL, of an unfinished picture. `delivery` counts deliveries of this run
-    from 1; a report of an earlier one changes nothing.
+    from 1; a report of an earlier one changes nothing, and one that names none is of the current one.
     """
 
     progress: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
@@ -33,7 +33,7 @@ class ProgressReport(msgspec.Struct):
     preview: Annotated[str, msgspec.Meta(max_length=32_768, pattern="^(https?://|/results/|data:image/)")] | None = None
     step: Count | None = None
     steps: Count | None = None
-    delivery: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
+    delivery: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     status: Literal["completed", "failed"] | None = None
     result: str | None = None
     error: Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)] | None = None

@@ -25,7 +25,7 @@ PERIOD_SECONDS = 1.0
 POKED_SECONDS = 0.02
 NOTICED_MAX = 10_000
 WINDOW = dt.timedelta(milliseconds=STATEMENT_TIMEOUT_MS + 2_000)
-# Where the trigger in sql/001 tells of changes that others made to tasks: those nobody publishes.
+# Where the trigger in sql/003 tells of changes that others made to tasks: those nobody publishes.
 NOTICE_CHANNEL = "taskbeam"
 
 
@@ -49,7 +49,7 @@ class Tick:
         Their transaction may have lasted longer than the window reaches back, so the task is looked at by name.
         """
         if payload and len(self._noticed) < NOTICED_MAX:
-            self._noticed.add(payload.partition(" ")[0])
+            self._noticed.add(payload.rpartition(" ")[0])
         self._poked.set()
 
     async def run(self) -> None:

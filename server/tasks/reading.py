@@ -68,12 +68,19 @@ class TaskReader:
             return await connection.fetchval("select seq from taskbeam.owners where user_id = $1", user_id) or 0
 
     async def all_since(self, claims: str, user_id: str, seq: int) -> list[TaskChange]:
-        """The user's events after number `seq`, in order, HISTORY_CHUNK at most."""
+        """The user's events after number `seq`, in order, HISTORY_CHUNK at most.
+
+        Without the failures that a retry has superseded: they are history, and would be taken for the end.
+        """
         async with acting_as(self._pool, claims) as connection:
             rows = await connection.fetch(
                 """select c.* from (
-                     select task_id, version, owner_seq from public.task_events
-                      where user_id = $1 and owner_seq > $2 order by owner_seq limit $3) e
+                     select task_id, version, owner_seq from public.task_events e
+                      where user_id = $1 and owner_seq > $2
+                        and not (status = 'failed' and exists (
+                              select from public.image_generations t
+                               where t.task_id = e.task_id and t.attempt > e.attempt))
+                      order by owner_seq limit $3) e
                    cross join lateral (
                      select * from taskbeam.changes where (task_id, version) = (e.task_id, e.version) limit 1) c
                    order by c.owner_seq""",

@@ -41,10 +41,10 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """A generator has begun or moved on. A field left None says nothing new about itself."""
+    """A generator has begun or moved on. A field left None says nothing new; without `delivery` it is the current."""
 
     attempt: int
-    delivery: int = 1
+    delivery: int | None = None
     progress: int | None = None
     message: str | None = None
     preview: str | None = None
@@ -88,11 +88,11 @@ def advance(state: State, change: Change) -> State | Refusal:
         case Complete(result=result):
             if state.status in TERMINAL:
                 return "duplicate" if state.result == result else "stale"
-            return _status(state, "completed", result=result, progress=100)
+            return _status(state, "completed", result=result, progress=100, preview=None)
         case Fail(error=error, error_code=code, cancelled=cancelled):
             if state.status in TERMINAL:
                 return "duplicate" if (state.error, state.error_code) == (error, code) else "stale"
-            return _status(state, "failed", error=error, error_code=code, cancelled=cancelled)
+            return _status(state, "failed", error=error, error_code=code, cancelled=cancelled, preview=None)
         case Retry():
             if state.status != "failed":
                 return "stale"
@@ -101,9 +101,10 @@ def advance(state: State, change: Change) -> State | Refusal:
 
 
 def _report(state: State, report: Report) -> State | Refusal:
-    if state.status in TERMINAL or report.delivery < state.delivery:
+    delivery = state.delivery if report.delivery is None else report.delivery
+    if state.status in TERMINAL or delivery < state.delivery:
         return "stale"
-    again = report.delivery > state.delivery  # the run starts over: nothing of the last delivery holds
+    again = delivery > state.delivery  # the run starts over: nothing of the last delivery holds
     known = State(attempt=state.attempt) if again else state
     if not again and report.progress is not None and report.progress < (state.progress or 0):
         return "stale"
@@ -115,7 +116,7 @@ def _report(state: State, report: Report) -> State | Refusal:
     return msgspec.structs.replace(
         state,
         status="processing",
-        delivery=report.delivery,
+        delivery=delivery,
         version=version,
         status_version=version if state.status == "pending" else state.status_version,
         **merged,

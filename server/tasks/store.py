@@ -52,7 +52,7 @@ class TaskStore:
         try:
             async with acting_as(self._pool, claims) as connection:
                 await connection.execute(
-                    """insert into public.image_generations (task_id, user_id, prompt, params, deadline_at)
+                    """insert into public.image_generations (task_id, user_id, prompt, params, began_at)
                        values ($1, $2, $3, $4, null)""",
                     task_id,
                     user_id,
@@ -90,12 +90,15 @@ class TaskStore:
               preview = case when $3 > delivery then $6 else coalesce($6, preview) end,
               step = case when $3 > delivery then $7 else coalesce($7, step) end,
               steps = case when $3 > delivery then $8 else coalesce($8, steps) end,
-              delivery = $3,
+              delivery = coalesce($3, delivery),
               status_version = case when status = 'pending' then version + 1 else status_version end,
               version = version + 1,
               updated_at = clock_timestamp(),
-              deadline_at = coalesce(deadline_at, clock_timestamp() + $9 * interval '1 second')
-            where task_id = $1 and attempt = $2 and status in ('pending', 'processing') and $3 >= delivery
+              deadline_at = case when began_at is null then clock_timestamp() + $9 * interval '1 second'
+                                 else deadline_at end,
+              began_at = coalesce(began_at, clock_timestamp())
+            where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
+              and coalesce($3::int, delivery) >= delivery
               and ($3 > delivery
                    or (($4::smallint is null or $4 >= coalesce(progress, 0))
                        and (status = 'pending'
@@ -129,7 +132,7 @@ class TaskStore:
               on conflict do nothing returning jti
             ), changed as (
               update public.image_generations set
-                status = 'completed', result = $3, progress = 100,
+                status = 'completed', result = $3, progress = 100, preview = null,
                 version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
               where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
                 and ($4 is null or exists (select from seen))
@@ -153,7 +156,7 @@ class TaskStore:
               on conflict do nothing returning jti
             ), changed as (
               update public.image_generations set
-                status = 'failed', error = $3, error_code = $4, cancelled = $5,
+                status = 'failed', error = $3, error_code = $4, cancelled = $5, preview = null,
                 version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
               where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
                 and ($6 is null or exists (select from seen))
@@ -219,8 +222,11 @@ class TaskStore:
                order by deadline_at limit $1 for update skip locked
             )
             update public.image_generations t set
-              status = 'failed', error_code = 'timeout',
-              error = 'The generator did not finish in time', version = version + 1,
+              status = 'failed', preview = null,
+              error_code = case when began_at is null then 'not_started' else 'timeout' end,
+              error = case when began_at is null then 'Nobody began with it within a day'
+                           else 'The generator did not finish in time' end,
+              version = version + 1,
               status_version = version + 1, updated_at = clock_timestamp()
             from overdue where t.task_id = overdue.task_id
             returning t.task_id, t.version

@@ -39,7 +39,8 @@ async def generate(here: Deployment, web: int = 0, **wish: Any) -> str:
 async def task(owner: Connection, task_id: str) -> dict[str, Any]:
     row = await owner.fetchrow(
         """select t.status::text, t.error, t.error_code, d.tries, d.sent_at, d.message_id, d.last_error,
-                  extract(epoch from t.deadline_at - d.sent_at)::float8 as run_seconds
+                  case when t.began_at is not null then extract(epoch from t.deadline_at - d.sent_at)::float8 end
+                    as run_seconds
              from public.image_generations t join taskbeam.dispatches d using (task_id) where task_id = $1""",
         task_id,
     )

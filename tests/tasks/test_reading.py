@@ -45,11 +45,15 @@ async def test_a_snapshot_read_is_the_one_published(
 ) -> None:
     (task_id,) = await _created(store, user, 1)
     await store.report(task_id, Report(attempt=1, progress=10, preview="data:,x"))
+    await store.report(task_id, Report(attempt=1, progress=20, preview="data:,y"))
+    read = await reader.since(user.claims, task_id, 0)
+    assert read[-1].body == published[-1].body
+    # Of what came before, only the newest preview is kept; and none of a task that has ended.
+    assert [msgspec.json.decode(c.body)["preview"] for c in read] == [None, None, "data:,y"]
     await store.fail(task_id, Fail(attempt=1, error="no", error_code="odd"))
     read = await reader.since(user.claims, task_id, 0)
     assert read[-1].body == published[-1].body
-    # Of what came before, only the newest preview is kept.
-    assert [msgspec.json.decode(c.body)["preview"] for c in read] == [None, None, "data:,x"]
+    assert {msgspec.json.decode(c.body)["preview"] for c in read} == {None}
 
 
 # Pages
@@ -253,3 +257,14 @@ async def test_typical_seconds_is_the_median_of_what_completed(
     typical = await reader.typical_seconds()
     assert typical is not None
     assert 20 <= typical < 21
+
+
+async def test_a_failure_that_a_retry_has_superseded_is_not_told(
+    store: TaskStore, reader: TaskReader, owner: Connection, user: User
+) -> None:
+    again, final = [(await store.create(user.claims, user.id, "a boat", b"{}")).task_id for _ in range(2)]
+    for task_id in (again, final):
+        await store.fail(task_id, Fail(attempt=1, error="no", error_code="generator_error"))
+    await owner.execute("update image_generations set status = 'pending' where task_id = $1", again)
+    told = [(change.task_id, change.status) for change in await reader.all_since(user.claims, user.id, 0)]
+    assert told == [(again, "pending"), (final, "pending"), (final, "failed"), (again, "pending")]

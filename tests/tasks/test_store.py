@@ -1,6 +1,7 @@
 """The store against real Postgres: the same rules as the pure state machine, and nothing half done."""
 
 import asyncio
+import json
 import random
 from typing import Any
 
@@ -148,7 +149,7 @@ async def test_what_is_published_is_the_snapshot_of_that_version(
     assert [(b["version"], b["status"], b["progress"], b["preview"], b["result"]) for b in bodies] == [
         (1, "pending", None, None, None),
         (2, "processing", 40, "data:,x", None),
-        (3, "completed", 100, "data:,x", "/results/a"),
+        (3, "completed", 100, None, "/results/a"),
     ]
     assert [change.seq for change in published] == [1, 2, 3]
     assert {change.user_id for change in published} == {user.id}
@@ -337,3 +338,29 @@ async def test_progress_needs_no_new_index_entries(store: TaskStore, owner: Conn
                 n,
             )
         assert await owner.fetchval(statement) == 0
+
+
+async def test_a_task_that_nobody_begins_with_ends_too(
+    store: TaskStore, published: list[TaskChange], owner: Connection, user: User
+) -> None:
+    waiting = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
+    begun = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
+    await store.report(begun, Report(attempt=1))
+    statement = "select extract(epoch from deadline_at - now())::float8 from image_generations where task_id = $1"
+    assert await owner.fetchval(statement, waiting) == pytest.approx(86_400, abs=60)
+    assert await owner.fetchval(statement, begun) == pytest.approx(900, abs=60)
+    await owner.execute("update image_generations set deadline_at = now() - interval '1 s'")
+    published.clear()
+    assert await store.expire() == 2
+    codes = {change.task_id: json.loads(change.body)["errorCode"] for change in published}
+    assert codes == {waiting: "not_started", begun: "timeout"}
+
+
+async def test_a_report_that_names_no_delivery_is_of_the_current_one(
+    store: TaskStore, owner: Connection, user: User
+) -> None:
+    task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
+    await store.report(task_id, Report(attempt=1, delivery=3))
+    assert await store.report(task_id, Report(attempt=1, progress=20)) == "applied"
+    row = await _row(owner, task_id)
+    assert (row.delivery, row.progress) == (3, 20)
