@@ -18,7 +18,7 @@ from starlette.responses import Response
 from server import errors
 from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS
-from server.dispatch.result import BadResult, find_result
+from server.dispatch.result import BadResult, find_reason, find_result
 from server.dispatch.signature import BadSignature, check_body, read_claims
 from server.metrics import Metrics
 from server.tasks.snapshot import TASK_ID
@@ -143,7 +143,5 @@ def _code(status: int) -> str:
 def _reason(status: int, answer: bytes) -> str:
     if status < 100:
         return "The generator could not be reached"
-    said = "".join(
-        c for c in answer[: 4 * EXCERPT_CHARACTERS].decode("utf-8", "replace")[:EXCERPT_CHARACTERS] if c.isprintable()
-    ).strip()
+    said = "".join(c for c in find_reason(answer)[:EXCERPT_CHARACTERS] if c.isprintable()).strip()
     return f"The generator answered {status}" + (f": {said}" if said else "")

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 RESULT_CHARACTERS_MAX = 8_192
+REASON_PLACES = ("/error", "/error/message", "/message", "/detail")
 USUAL_PLACES = ("/result", "/url", "/data/0/url", "/output/0", "/output", "/images/0/url")
 
 
@@ -34,6 +35,17 @@ def find_result(answer: bytes, pointer: str | None) -> str:
     if value is None:
         raise BadResult(f"The generator's answer has no result at {pointer or ', '.join(USUAL_PLACES)}")
     return _checked(value)
+
+
+def find_reason(answer: bytes) -> str:
+    """Why it failed, as the generator says it: in the usual places of a JSON answer, else the answer itself."""
+    try:
+        document = msgspec.json.decode(answer)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        document = None
+    found = (resolve(document, place) for place in REASON_PLACES)
+    said = next((value for value in found if isinstance(value, str) and value), None)
+    return said if said is not None else answer[:RESULT_CHARACTERS_MAX].decode("utf-8", "replace")
 
 
 def _checked(value: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.dispatch.result import RESULT_CHARACTERS_MAX, USUAL_PLACES, BadResult, find_result, resolve
+from server.dispatch.result import RESULT_CHARACTERS_MAX, USUAL_PLACES, BadResult, find_reason, find_result, resolve
 
 pytestmark = pytest.mark.pure
 
@@ -171,3 +171,21 @@ def test_what_is_no_answer(answer: bytes) -> None:
         find_result(answer, None)
     assert "Traceback" not in str(refusal.value)
     assert len(str(refusal.value)) < 300, "a sentence, not the answer itself"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b'{"error":"no capacity"}', "no capacity"),
+        (b'{"error":{"code":7,"message":"no paint left"}}', "no paint left"),
+        (b'{"detail":"too large"}', "too large"),
+        (b'{"error":""}', '{"error":""}'),
+        (b'["odd"]', '["odd"]'),
+        (b"plain words", "plain words"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"[" * 5_000, "[" * 5_000),
+        (b"", ""),
+    ],
+)
+def test_why_it_failed_is_said_in_its_own_words(answer: bytes, reason: str) -> None:
+    assert find_reason(answer) == reason
