@@ -26,11 +26,11 @@ from server.dispatch.outbox import Outbox
 from server.dispatch.progress import Progress
 from server.guard import Guard
 from server.metrics import Metrics
-from server.push.bus import RedisBus
+from server.push.bus import Bus, NoticeBus, RedisBus
 from server.push.follow import Following
 from server.push.hub import Hub
 from server.push.poll import Poll
-from server.push.publisher import Publisher
+from server.push.publisher import Publisher, outlet
 from server.push.sse import EventStreams
 from server.push.tick import NOTICE_CHANNEL, Tick
 from server.push.ws import Sockets
@@ -75,10 +75,10 @@ class Web:
         settings, metrics = self.settings, self.metrics
         pool = await open_patiently(settings, application="web", probe=PROBE)
         secret = await pool.fetchval("select value from taskbeam.secrets where name = 'progress_token'")
-        public_url, redis_url = settings.public_url or "", settings.redis_url or ""
+        public_url, redis_url = settings.public_url or "", settings.redis_url
         reader = TaskReader(pool, public_url=public_url)
-        publisher = Publisher(redis_url, settings.redis_prefix, metrics)
-        bus = RedisBus(redis_url, settings.redis_prefix, metrics)
+        publisher = Publisher(outlet(settings, pool), metrics)
+        bus: Bus = RedisBus(redis_url, settings.redis_prefix, metrics) if redis_url else NoticeBus()
         self.hub = hub = Hub(bus.subscribe, bus.unsubscribe)
         tick = Tick(reader, hub, metrics)
 
@@ -102,7 +102,7 @@ class Web:
                     store, settings.signing_keys, settings.callback_base, settings.generator_result, metrics
                 ),
                 progress=Progress(store, secret, metrics),
-                health=Health(pool, bus, metrics),
+                health=Health(pool, bus if redis_url else None, metrics),
             )
         )
         loops = [
@@ -167,7 +167,7 @@ def build(settings: Settings) -> Web:
 class Health:
     """/healthz: the process answers. /readyz: it can do its work, and if not, which part is away. /metrics."""
 
-    def __init__(self, pool: Pool, bus: RedisBus, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, bus: Bus | None, metrics: Metrics) -> None:
         self._pool = pool
         self._bus = bus
         self._metrics = metrics
@@ -181,9 +181,9 @@ class Health:
             postgres = "up"
         except DATABASE_ERRORS:
             postgres = "down"
-        # Without Redis everything still arrives, by the tick: that is no reason to be taken out of service.
-        redis = "up" if self._bus.connected else "down"
-        state = "unavailable" if postgres == "down" else "ready" if redis == "up" else "degraded"
+        # With Redis away everything still arrives, by the tick: that is no reason to be taken out of service.
+        redis = "none" if self._bus is None else "up" if self._bus.connected else "down"
+        state = "unavailable" if postgres == "down" else "degraded" if redis == "down" else "ready"
         return Response(
             msgspec.json.encode({"status": state, "postgres": postgres, "redis": redis}),
             status_code=503 if postgres == "down" else 200,
@@ -220,7 +220,6 @@ def _image_origins(settings: Settings) -> set[str]:
 def _require(settings: Settings) -> None:
     missing = {
         "DATABASE_URL": settings.database_url,
-        "REDIS_URL": settings.redis_url,
         "GENERATOR_URL": settings.generator_url,
         "QSTASH_TOKEN": settings.qstash_token,
         "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,

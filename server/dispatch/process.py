@@ -27,7 +27,6 @@ def run_dispatcher(settings: Settings, fd: int | None = None) -> None:
     """Serve until told to end. Raises InvalidSettings when something it needs is not set."""
     needed = {
         "DATABASE_URL": settings.database_url,
-        "REDIS_URL": settings.redis_url,
         "QSTASH_TOKEN": settings.qstash_token,
         "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,
     }

@@ -1,4 +1,4 @@
-"""Redis pub/sub: hints that something changed, with the change itself; never the truth (that is Postgres).
+"""The bus. Redis pub/sub: hints that something changed, with the change itself; never the truth (that is Postgres).
 
 One connection a process listens, SUBSCRIBE by need, never PSUBSCRIBE (publisher.py is the other direction). It
 pings every second and starts over when no pong comes in three: a half-open connection is not noticed otherwise.
@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import structlog
 
@@ -23,6 +23,47 @@ log = structlog.get_logger()
 PING_SECONDS = 1.0
 PONG_SECONDS_MAX = 3.0
 RECONNECT_SECONDS_MAX = 2.0
+
+
+class Bus(Protocol):
+    """What the hub's topics are announced to; `connected` says whether hints come in at all."""
+
+    connected: bool
+
+    def subscribe(self, topic: str) -> None: ...
+
+    def unsubscribe(self, topic: str) -> None: ...
+
+    async def subscribed(self, topic: str, seconds: float) -> None: ...
+
+    async def started(self, seconds: float) -> None: ...
+
+    async def run(self, deliver: Deliver, connected: Callable[[], None]) -> None: ...
+
+
+class NoticeBus:
+    """Without Redis: every process hears every notice in Postgres, and the tick looks at the tasks it names.
+
+    Nothing is subscribed to, so nothing has to be waited for.
+    """
+
+    connected = True
+
+    def subscribe(self, topic: str) -> None:
+        """Heard already."""
+
+    def unsubscribe(self, topic: str) -> None:
+        """Heard all the same; the tick asks the hub who wants it."""
+
+    async def subscribed(self, topic: str, seconds: float) -> None:
+        """At once."""
+
+    async def started(self, seconds: float) -> None:
+        """At once: the connection that listens for the tick is started with the process."""
+
+    async def run(self, deliver: Deliver, connected: Callable[[], None]) -> None:
+        """Until cancelled: what is heard goes to the tick."""
+        await asyncio.Event().wait()
 
 
 class RedisBus:

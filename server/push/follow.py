@@ -14,7 +14,7 @@ import structlog
 from server.auth import Caller
 from server.db import UNAVAILABLE
 from server.push import hub, wire
-from server.push.bus import RedisBus
+from server.push.bus import Bus
 from server.tasks.reading import HISTORY_CHUNK, TaskReader
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import TERMINAL
@@ -95,7 +95,7 @@ class Follower:
 class Following:
     """Opens followers. Everything is read as the caller, so row level security decides what can be followed."""
 
-    def __init__(self, followers: hub.Hub, bus: RedisBus, reader: TaskReader) -> None:
+    def __init__(self, followers: hub.Hub, bus: Bus, reader: TaskReader) -> None:
         self.hub = followers
         self._bus = bus
         self._reader = reader

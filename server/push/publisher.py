@@ -1,18 +1,23 @@
-"""Publishes changes to Redis, from a bounded queue: Redis can neither hold up a commit nor fill the memory.
+"""Publishes changes, from a bounded queue: the bus can neither hold up a commit nor fill the memory.
 
-What cannot be published is counted and dropped; every follower learns of it from its tick.
+What cannot be published is counted and dropped; every follower learns of it from its tick. Two ways out: to Redis,
+and where there is none a notice in Postgres.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
 
 import redis.asyncio
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from server.db import DATABASE_ERRORS, Pool
 from server.metrics import Metrics
 from server.push import hub
+from server.settings import Settings
 from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
 
@@ -22,7 +27,7 @@ CONNECT_SECONDS_MAX = 2.0
 PUBLISH_SECONDS_MAX = 1.0
 QUEUE_MAX = 10_000
 PIPELINE_MAX = 500
-UNAVAILABLE = (redis.exceptions.RedisError, OSError, TimeoutError)
+UNAVAILABLE: tuple[type[BaseException], ...] = (redis.exceptions.RedisError, OSError, TimeoutError)
 
 
 def connect(url: str, *, socket_timeout: float | None) -> "redis.asyncio.Redis":
@@ -35,25 +40,38 @@ def connect(url: str, *, socket_timeout: float | None) -> "redis.asyncio.Redis":
     )
 
 
+class Outlet(Protocol):
+    """Where changes go. `send` raises UNAVAILABLE or DATABASE_ERRORS, and is then used again later."""
+
+    async def send(self, batch: Sequence[TaskChange]) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def outlet(settings: Settings, pool: Pool) -> Outlet:
+    """The one that the settings ask for."""
+    if settings.redis_url is None:
+        return Notices(pool)
+    return Channels(settings.redis_url, settings.redis_prefix)
+
+
 class Publisher:
     """`publish(change)` returns at once; `run()` does the sending, until cancelled."""
 
-    def __init__(self, url: str, prefix: str, metrics: Metrics) -> None:
-        self._url = url
-        self._prefix = prefix
+    def __init__(self, out: Outlet, metrics: Metrics) -> None:
+        self._out = out
         self._metrics = metrics
         self._queue: deque[TaskChange] = deque(maxlen=QUEUE_MAX)
         self._queued = asyncio.Event()
 
     def publish(self, change: TaskChange) -> None:
-        """Send to both channels soon. When the queue is full the oldest hint goes."""
+        """Send it soon. When the queue is full the oldest hint goes."""
         if len(self._queue) == QUEUE_MAX:
             self._metrics.bus_dropped.inc()
         self._queue.append(change)
         self._queued.set()
 
     async def run(self) -> None:
-        client = connect(self._url, socket_timeout=PUBLISH_SECONDS_MAX)
         failing = False
         try:
             while True:
@@ -62,25 +80,61 @@ class Publisher:
                 if not self._queue:
                     self._queued.clear()
                 try:
-                    await self._send(client, batch)
+                    async with asyncio.timeout(PUBLISH_SECONDS_MAX):
+                        await self._out.send(batch)
                     self._metrics.bus_published.inc(len(batch))
                     failing = False
-                except UNAVAILABLE as error:
+                except (*UNAVAILABLE, *DATABASE_ERRORS) as error:
                     self._metrics.bus_dropped.inc(len(batch))
                     if not failing:
                         log.warning("publish_failed", reason=type(error).__name__)
                     failing = True
-                    await client.connection_pool.disconnect()
         finally:
-            await client.aclose()
+            await self._out.close()
 
-    async def _send(self, client: "redis.asyncio.Redis", batch: list[TaskChange]) -> None:
-        pipeline = client.pipeline(transaction=False)
+
+class Channels:
+    """Two messages a change, in one pipeline: on the task's channel and on its user's."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self._client = connect(url, socket_timeout=PUBLISH_SECONDS_MAX)
+        self._prefix = prefix
+
+    async def send(self, batch: Sequence[TaskChange]) -> None:
+        pipeline = self._client.pipeline(transaction=False)
         for change in batch:
             for topic, data in encode(change):
                 pipeline.publish(self._prefix + topic, data)
-        async with asyncio.timeout(PUBLISH_SECONDS_MAX):
+        try:
             await pipeline.execute()
+        except BaseException:
+            await self._client.connection_pool.disconnect()  # an answer may still be under way on it
+            raise
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+class Notices:
+    """One notice a task on one channel for all, "task_id version": whoever follows the task reads the row.
+
+    A channel for each task would not do: their names end at 63 bytes, and every LISTEN costs a round trip.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def send(self, batch: Sequence[TaskChange]) -> None:
+        newest = {change.task_id: change.version for change in batch}
+        await self._pool.execute(
+            """select pg_notify('taskbeam', task_id || ' ' || version)
+                 from unnest($1::text[], $2::int[]) n (task_id, version)""",
+            list(newest),
+            list(newest.values()),
+        )
+
+    async def close(self) -> None:
+        """The pool is its owner's to close."""
 
 
 def encode(change: TaskChange) -> list[tuple[str, bytes]]:

@@ -9,6 +9,7 @@ carries the time at which it was written, but becomes visible when it commits.
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 
 import structlog
@@ -22,64 +23,76 @@ from server.tasks.snapshot import TaskChange
 log = structlog.get_logger()
 
 PERIOD_SECONDS = 1.0
-POKED_SECONDS = 0.02
+POKED_SECONDS = 0.01
+FAILED_SECONDS = 0.2
 NOTICED_MAX = 10_000
 WINDOW = dt.timedelta(milliseconds=STATEMENT_TIMEOUT_MS + 2_000)
-# Where the trigger in sql/003 tells of changes that others made to tasks: those nobody publishes.
+# Where the trigger in sql/003 tells of changes that others made to tasks, and publisher.py of ours without Redis.
 NOTICE_CHANNEL = "taskbeam"
 
 
 class Tick:
-    """`poke()` and `noticed()` make the next tick come at once."""
+    """`poke()` makes the next tick come at once; `noticed()` has one task looked at."""
 
     def __init__(self, reader: TaskReader, followers: hub.Hub, metrics: Metrics) -> None:
         self._reader = reader
         self._hub = followers
         self._metrics = metrics
         self._poked = asyncio.Event()
+        self._due = 0.0
         self._since: dt.datetime | None = None
         self._noticed: set[str] = set()
 
     def poke(self) -> None:
+        self._due = 0.0
         self._poked.set()
 
     def noticed(self, payload: str) -> None:
-        """Somebody else changed a task: `payload` is "task_id version", or "" when notices may have been lost.
+        """A task has changed: `payload` is "task_id version", or "" when notices may have been lost.
 
-        Their transaction may have lasted longer than the window reaches back, so the task is looked at by name.
+        It is looked at by name: the transaction may have lasted longer than the window reaches back.
         """
-        if payload and len(self._noticed) < NOTICED_MAX:
+        if not payload or len(self._noticed) >= NOTICED_MAX:
+            self._due = 0.0
+        else:
             self._noticed.add(payload.rpartition(" ")[0])
         self._poked.set()
 
     async def run(self) -> None:
         """Until cancelled."""
+        loop = asyncio.get_running_loop()
         failing = False
         while True:
             try:
-                await self._once()
+                if loop.time() >= self._due:
+                    self._due = loop.time() + PERIOD_SECONDS
+                    await self._look_back()
+                if self._noticed:
+                    await self._look_at_noticed()
                 failing = False
             except DATABASE_ERRORS as error:
                 self._metrics.tick_failures.inc()
                 if not failing:
                     log.warning("tick_failed", reason=type(error).__name__)
                 failing = True
-            try:
-                await asyncio.wait_for(self._poked.wait(), PERIOD_SECONDS)
-            except TimeoutError:
-                continue
-            await asyncio.sleep(POKED_SECONDS)  # what comes together is looked at together
+                await asyncio.sleep(FAILED_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._poked.wait(), max(0.0, self._due - loop.time()))
+                await asyncio.sleep(POKED_SECONDS)  # what comes together is looked at together
             self._poked.clear()
 
-    async def _once(self) -> None:
+    async def _look_back(self) -> None:
+        now, recent = await self._reader.changed_since(self._since, WINDOW)
+        await self._tell(recent)
+        self._since = now  # only now: what could not be told is looked for again
+
+    async def _look_at_noticed(self) -> None:
         noticed, self._noticed = self._noticed, set()
         try:
-            now, recent = await self._reader.changed_since(self._since, WINDOW, sorted(noticed))
-            await self._tell(recent)
+            await self._tell(await self._reader.newest(sorted(noticed)))
         except BaseException:
             self._noticed |= noticed
             raise
-        self._since = now  # only now: what could not be told is looked for again
 
     async def _tell(self, recent: list[Recent]) -> None:
         missing: dict[str, int] = {}

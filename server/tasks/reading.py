@@ -147,13 +147,10 @@ class TaskReader:
         rows = rows[:limit]
         return self._changes(rows), _encode_page(rows[-1]) if more else None
 
-    async def changed_since(
-        self, since: dt.datetime | None, window: dt.timedelta, named: Sequence[str]
-    ) -> tuple[dt.datetime, list[Recent]]:
+    async def changed_since(self, since: dt.datetime | None, window: dt.timedelta) -> tuple[dt.datetime, list[Recent]]:
         """Which tasks changed after `since` less `window` (None: within the window), and the database's now.
 
-        The tasks `named` are among them whenever they changed. For the tick, as the server: who may see what was
-        decided when each follower joined.
+        For the tick, as the server: who may see what was decided when each follower joined.
         """
         if since is None:  # not by coalesce() below: Postgres takes it for leaky, and then asks no index under RLS
             since = await self._pool.fetchval("select now()")
@@ -161,19 +158,27 @@ class TaskReader:
             """with late as (
                  select task_id, user_id, version, owner_seq from public.task_events
                   where at > $1::timestamptz - $2::interval
-                 union all
-                 select e.task_id, e.user_id, e.version, e.owner_seq from public.image_generations t
-                   join public.task_events e using (task_id, version) where t.task_id = any ($3)
                )
                select now(), task_id, user_id::text, max(version) as version, max(owner_seq) as seq
                  from (select) once left join late on true group by 2, 3""",
             since,
             window,
-            named,
         )
         return rows[0]["now"], [
             Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in rows if row["task_id"]
         ]
+
+    async def newest(self, task_ids: Sequence[str]) -> list[Recent]:
+        """The newest change of each of these tasks, whenever it was; for the tick, as changed_since()."""
+        rows = await self._pool.fetch(
+            """select e.task_id, e.user_id::text, e.version, e.owner_seq as seq from unnest($1::text[]) named (task_id)
+                 cross join lateral (
+                   select version from public.image_generations where task_id = named.task_id limit 1) t
+                 cross join lateral (
+                   select * from public.task_events where (task_id, version) = (named.task_id, t.version) limit 1) e""",
+            task_ids,
+        )
+        return [Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in rows]
 
     async def missed(self, seen: dict[str, int]) -> list[TaskChange]:
         """For each task the changes of status after the version given, and its newest; by task and version."""

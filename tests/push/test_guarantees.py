@@ -44,8 +44,15 @@ async def seen_after(here: Deployment, play: Play, web: int, follower: int) -> t
     return seen, late
 
 
-async def test_it_is_push(deploy: Deploy) -> None:
-    here = await deploy(webs=2, dispatchers=0, generator=False)
+# With Redis as the bus, and with the notices of Postgres where there is none.
+@pytest.fixture(params=["redis", "notices"])
+def bus(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Settings that choose the bus."""
+    return {"REDIS_URL": ""} if request.param == "notices" else {}
+
+
+async def test_it_is_push(deploy: Deploy, bus: dict[str, str]) -> None:
+    here = await deploy(webs=2, dispatchers=0, generator=False, env=bus)
     play = await Play.of(here)
     seen, late = await seen_after(here, play, web=0, follower=1)
     check_followed(seen, after=1)
@@ -106,8 +113,8 @@ async def test_a_redis_that_misbehaves(deploy: Deploy, redis_server: EmbeddedRed
         await proxy.stop()
 
 
-async def test_a_process_that_dies_between_commit_and_publish(deploy: Deploy) -> None:
-    here = await deploy(webs=2, dispatchers=0, generator=False)
+async def test_a_process_that_dies_between_commit_and_publish(deploy: Deploy, bus: dict[str, str]) -> None:
+    here = await deploy(webs=2, dispatchers=0, generator=False, env=bus)
     play = await Play.of(here)
     task_id = await play.create(web=1)
     here.web.stop()
@@ -166,8 +173,8 @@ async def test_without_redis_everything_still_arrives(deploy: Deploy, folder: Pa
         private.stop()
 
 
-async def test_a_restart_in_the_middle(deploy: Deploy) -> None:
-    here = await deploy(dispatchers=0, generator=False)
+async def test_a_restart_in_the_middle(deploy: Deploy, bus: dict[str, str]) -> None:
+    here = await deploy(dispatchers=0, generator=False, env=bus)
     play = await Play.of(here)
     task_id = await play.create()
     await play.report(task_id, 10)
@@ -192,9 +199,21 @@ async def test_a_restart_in_the_middle(deploy: Deploy) -> None:
         assert seen[-1].data["status"] == "completed"
 
 
-async def test_changes_that_others_make_are_pushed(deploy: Deploy, owner: Connection) -> None:
+async def test_the_whole_path_without_redis(deploy: Deploy) -> None:
+    here = await deploy(env={"REDIS_URL": ""})
+    play = await Play.of(here)
+    task_id = await play.create()
+    async with here.client() as client:
+        seen = await changes(client, f"taskId={task_id}")
+        check_followed(seen)
+        assert seen[-1].data["status"] == "completed"
+        assert len({event.data["progress"] for event in seen} - {None, 0, 100}) >= 1
+        assert (await client.get("/readyz")).json() == {"status": "ready", "postgres": "up", "redis": "none"}
+
+
+async def test_changes_that_others_make_are_pushed(deploy: Deploy, owner: Connection, bus: dict[str, str]) -> None:
     """The app's own route, or a person in the table editor, in a transaction longer than the tick looks back."""
-    here = await deploy(dispatchers=0, generator=False)
+    here = await deploy(dispatchers=0, generator=False, env=bus)
     play = await Play.of(here)
     task_id = await play.create()
     async with here.client() as client, stream(client, f"taskId={task_id}") as events, stream(client, "") as all_events:

@@ -179,16 +179,16 @@ async def test_history_comes_in_chunks(store: TaskStore, reader: TaskReader, own
 async def test_the_tick_finds_what_is_new(store: TaskStore, reader: TaskReader, owner: Connection, user: User) -> None:
     a, b, c = await _created(store, user, 3)
     await store.report(b, Report(attempt=1, progress=5))
-    now, recent = await reader.changed_since(None, WINDOW, [])
+    now, recent = await reader.changed_since(None, WINDOW)
     assert {(r.task_id, r.version, r.seq, r.user_id) for r in recent} == {
         (a, 1, 1, user.id),
         (b, 2, 4, user.id),
         (c, 1, 3, user.id),
     }
     await owner.execute("update task_events set at = at - interval '1 minute'")
-    later, recent = await reader.changed_since(now, WINDOW, [])
+    later, recent = await reader.changed_since(now, WINDOW)
     assert (later > now, recent) == (True, [])
-    _, recent = await reader.changed_since(now - dt.timedelta(minutes=1), WINDOW, [])
+    _, recent = await reader.changed_since(now - dt.timedelta(minutes=1), WINDOW)
     assert len(recent) == 3
 
 
@@ -205,16 +205,16 @@ async def test_a_change_committed_late_is_found_by_name(
         await owner.execute("update image_generations set status = 'processing' where task_id = $1", task_id)
         await owner.execute("insert into image_generations (task_id, user_id, prompt) values ('new', $1, 'x')", user.id)
         await owner.execute("update task_events set at = at - interval '1 minute'")
-        now, recent = await reader.changed_since(None, WINDOW, [])
+        now, recent = await reader.changed_since(None, WINDOW)
         assert recent == []
-    _, recent = await reader.changed_since(now, WINDOW, [])
+    _, recent = await reader.changed_since(now, WINDOW)
     assert recent == []
     for _ in range(100):
         if len(told) == 2:
             break
         await asyncio.sleep(0.01)
     assert sorted(told) == sorted([f"{task_id} 2", "new 1"])
-    _, recent = await reader.changed_since(now, WINDOW, [notice.split()[0] for notice in told])
+    recent = await reader.newest([notice.split()[0] for notice in told])
     assert {(r.task_id, r.version, r.seq) for r in recent} == {(task_id, 2, 3), ("new", 1, 4)}
     assert quiet not in {r.task_id for r in recent}
     await listener.close()
