@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from server import openapi
-from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_patiently
+from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_pool
 from server.dispatch.callback import Callback
 from server.dispatch.destination import origin_of
 from server.dispatch.outbox import Outbox
@@ -35,7 +35,7 @@ from server.push.sse import EventStreams
 from server.push.tick import NOTICE_CHANNEL, Tick
 from server.push.ws import Sockets
 from server.results import Results
-from server.settings import InvalidSettings, Settings
+from server.settings import InvalidSettings, Settings, far_qstash_problems
 from server.tasks.endpoints import TaskEndpoints
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
@@ -73,7 +73,7 @@ class Web:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
         settings, metrics = self.settings, self.metrics
-        pool = await open_patiently(settings, application="web", probe=PROBE)
+        pool = await open_pool(settings, application="web")
         secret = await pool.fetchval("select value from taskbeam.secrets where name = 'progress_token'")
         public_url, redis_url = settings.public_url or "", settings.redis_url
         reader = TaskReader(pool, public_url=public_url)
@@ -224,7 +224,8 @@ def _require(settings: Settings) -> None:
         "QSTASH_TOKEN": settings.qstash_token,
         "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,
     }
-    problems = [f"{name} is not set; `taskbeam up` brings its own" for name, value in missing.items() if not value]
+    problems = [f"{name} is not set (`taskbeam up` brings a part of its own)" for name, v in missing.items() if not v]
+    problems += far_qstash_problems(settings)
     if problems:
         raise InvalidSettings(problems)
 

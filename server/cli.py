@@ -82,10 +82,17 @@ def generator(fd: int | None) -> None:
 
 
 def _run(process: Callable[[Settings, int | None], None], fd: int | None) -> None:
+    from server.db import DatabaseNotReady
+
     try:
         process(_settings(), fd)
     except InvalidSettings as error:
         _refuse(error)
+    except DatabaseNotReady as error:
+        click.echo(f"taskbeam: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @main.command()
@@ -94,14 +101,17 @@ def migrate() -> None:
     import asyncpg
 
     from server import migrate as migration
+    from server.db import explain
 
     url = _settings().database_url
     if url is None:
-        raise click.ClickException("DATABASE_URL is not set")
+        _refuse(InvalidSettings(["DATABASE_URL is not set"]))
     try:
         applied = asyncio.run(migration.migrate(url))
-    except (migration.MigrationRefused, asyncpg.PostgresError, OSError, TimeoutError) as error:
-        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+    except migration.MigrationRefused as error:
+        _refuse(InvalidSettings([str(error)]))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        _refuse(InvalidSettings([", ".join([explain(error, url), *getattr(error, "__notes__", ())])]))
     click.echo("applied " + ", ".join(applied) if applied else "nothing to do")
 
 

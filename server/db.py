@@ -7,8 +7,10 @@ security decides what is visible and nothing leaks to the connection's next borr
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 import asyncpg.pool
@@ -47,6 +49,17 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.DeadlockDetectedError,  # with somebody else's transaction: ours lock in one order
 )
 
+# What a database says where `migrate` has not been.
+UNMIGRATED = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InvalidSchemaNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidParameterValueError,  # there is no role service_role yet
+)
+# What no waiting mends.
+HOPELESS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+
 # What a loop that must go on for ever takes in its stride.
 DATABASE_ERRORS: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)
 
@@ -76,23 +89,48 @@ async def open_pool(settings: Settings, *, application: str, size: int | None = 
     )
 
 
-async def open_patiently(settings: Settings, *, application: str, probe: str) -> Pool:
-    """open_pool(), but wait a while for Postgres to come up and for the migration that makes `probe` work.
+class DatabaseNotReady(Exception):
+    """A process cannot begin its work; the message says what to do, in one line."""
 
-    A platform starts all processes at once. Raises what the last try raised after START_SECONDS_MAX.
+
+async def wait_until_ready(settings: Settings, probe: str) -> None:
+    """Wait for Postgres to come up, and for the migration that makes the statement `probe` work.
+
+    A platform starts all processes at once. To be run before anything is served: a signal ends it at once.
+    Raises DatabaseNotReady after START_SECONDS_MAX, or at once where waiting does not help.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + START_SECONDS_MAX
+    deadline = time.monotonic() + START_SECONDS_MAX
+    said = ""
     while True:
         try:
-            pool = await open_pool(settings, application=application)
-            await pool.fetchval(probe)
-            return pool
+            pool = await open_pool(settings, application="start", size=1)
+            try:
+                await pool.execute(probe)
+                return
+            finally:
+                await close_pool(pool)
         except DATABASE_ERRORS as error:
-            if loop.time() > deadline or isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
-                raise
-            log.warning("waiting_for_postgres", reason=f"{type(error).__name__}: {error}")
-            await asyncio.sleep(0.5)
+            reason = explain(error, settings.database_url or "")
+            if isinstance(error, HOPELESS) or time.monotonic() > deadline:
+                raise DatabaseNotReady(reason) from error
+            if reason != said:
+                log.warning("waiting_for_postgres", reason=reason)
+            said = reason
+            await asyncio.sleep(0.25)
+
+
+def explain(error: BaseException, url: str) -> str:
+    """What is wrong with the database at `url`, in one line for a person; nothing secret of the URL is in it."""
+    parts = urlsplit(url)
+    where = f"{parts.hostname or 'a local socket'}" + (f":{parts.port}" if parts.port else "")
+    if isinstance(error, UNMIGRATED):
+        return f"the database at {where} has no tables of Taskbeam's, or older ones: run `taskbeam migrate`"
+    if isinstance(error, asyncpg.PostgresError):
+        return f"Postgres at {where} says: {error}".partition("\n")[0]
+    if isinstance(error, TimeoutError):
+        return f"Postgres at {where} does not answer"
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"Postgres at {where} cannot be reached: {reason}".partition("\n")[0]
 
 
 async def close_pool(pool: Pool) -> None:

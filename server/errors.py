@@ -37,7 +37,7 @@ class InvalidPrompt(BadRequest):
 
 
 class InvalidParameter(BadRequest):
-    code, title = "invalid_parameter", "A query parameter is missing or wrong"
+    code, title = "invalid_parameter", "A parameter is missing or wrong"
 
 
 class InvalidCursor(BadRequest):

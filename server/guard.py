@@ -148,8 +148,8 @@ class _Exchange:
 
 
 def _is_local(host: str) -> bool:
-    name = re.sub(r":[0-9]{1,5}$", "", host)
-    return name in ("localhost", "127.0.0.1", "[::1]")
+    """No name server can bend a literal address, so every loopback one will do."""
+    return is_loopback(re.sub(r":[0-9]{1,5}$", "", host))
 
 
 def _comes_from_here(headers: Headers) -> bool:

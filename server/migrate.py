@@ -89,6 +89,11 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", files: list[t
             )
         try:
             await _run(connection, name, text, digest)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise MigrationRefused(
+                f"{name}: {str(error).partition(chr(10))[0]}. The role that migrates must own the tables and may create roles (alter role … "
+                "createrole), or anon, authenticated and service_role are there already and are granted to it"
+            ) from error
         except asyncpg.PostgresError as error:
             error.add_note(f"in {name}: nothing of it was applied")
             raise

@@ -55,6 +55,29 @@ WAIT = _query(
 AFTER = _query("after", "The cursor: the version (one task) or id (many) of the last event seen.")
 LAST_ID = _header("Last-Event-ID", "The cursor, as a browser sends it when it reconnects; beats `after`.")
 
+# What goes over a stream is no request and answer; it is told in words.
+ABOUT = {
+    "/api/generate/events": """\
+`retry:` comes first, then `event: sync` with `{"from","to","mode","recovered"}`: where this stream joins (`mode` is \
+`live`, `replay` or `snapshot`) and whether anything was lost since the cursor. Then what lies after the cursor, then \
+what happens: `event: status` and `event: progress`, `id:` the version (one task) or an opaque cursor (many), `data:` \
+the task.
+
+After the end of all named tasks the stream ends; asking again with that cursor is answered with 204, which keeps \
+EventSource from coming back. A stream of all your tasks does not end. `event: bye` says that the server is going, \
+`event: refused` carries a problem in place of a status code that would close EventSource for good; both come with a \
+`retry:`. A comment comes every 15 seconds.""",
+    "/api/generate/ws": """\
+You send `{"type":"subscribe","taskIds":[…],"after":{"ID":version}}`; for all your tasks, those to come included, \
+`{"type":"subscribe","all":true,"after":"cursor"}`; `{"type":"unsubscribe","taskIds":[…]}` or `"all":true`; \
+`{"type":"ping"}`.
+
+The server sends `{"type":"subscribed","taskIds","sync"}` with `sync` as in the stream of events, then \
+`{"type":"status"|"progress","task","cursor"}`; `{"type":"refused","taskIds","problem"}`, which ends nothing; \
+`{"type":"pong"}`; and `{"type":"bye","reason","retryMs"}` before it closes with 1012. What is not JSON \
+closes the connection with 1007, a message of more than 64 KiB with 1009.""",
+}
+
 # (path, method, summary, parameters, request type, {status: (what, response type or media type)}, problems)
 OPERATIONS: tuple[tuple[str, str, str, list[dict[str, Any]], Any, dict[int, tuple[str, Any]], tuple[Any, ...]], ...] = (
     (
@@ -161,6 +184,7 @@ def document() -> dict[str, Any]:
     for path, method, summary, parameters, body, answers, problems in OPERATIONS:
         operation: dict[str, Any] = {
             "summary": summary,
+            **({"description": ABOUT[path]} if path in ABOUT else {}),
             "parameters": parameters,
             "responses": {str(status): _response(*answer) for status, answer in answers.items()},
         }

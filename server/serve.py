@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from server.settings import Settings
+from server.settings import InvalidSettings, Settings
 
 GRACEFUL_SECONDS = 3
 HEADER_BYTES_MAX = 32_768
@@ -46,8 +46,10 @@ def run_app(
     """Serve `app` until SIGTERM or SIGINT, on `host:port` or on the listening socket `fd` handed on to us.
 
     `on_exit` is called in the event loop as the first thing after the signal. Exits by the signal it caught.
+    Raises InvalidSettings where it cannot listen.
     """
     _raise_file_limit()
+    listener = _listen(host, port) if fd is None else socket.socket(fileno=fd)
     config = uvicorn.Config(
         app,
         host=host,
@@ -70,7 +72,19 @@ def run_app(
         backlog=4096,
     )
     server = _Server(config, on_exit)
-    server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    server.run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Before anything else is begun: a port that is taken is refused in one line."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+    except OSError as error:
+        listener.close()
+        raise InvalidSettings([f"port {port} on {host} cannot be used: {error.strerror}"]) from None
+    return listener
 
 
 def _raise_file_limit() -> None:
@@ -82,10 +96,12 @@ def _raise_file_limit() -> None:
 
 
 def run_web(settings: Settings, fd: int | None = None) -> None:
-    """The web process: API, streams and pages."""
+    """The web process: API, streams and pages. Raises InvalidSettings and DatabaseNotReady."""
     from server import log  # the other processes do without the web app's imports
-    from server.app import build
+    from server.app import PROBE, build
+    from server.db import wait_until_ready
 
     log.configure(settings, "web")
     web = build(settings)
+    asyncio.run(wait_until_ready(settings, PROBE))
     run_app(web.app, host=settings.host, port=settings.port, fd=fd, on_exit=web.closing)

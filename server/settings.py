@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 from server.dispatch.retry import BadExpression, parse_delay
 
+SIGNING_KEY_CHARACTERS_MIN = 32  # HS256 wants 256 bits (RFC 7518, 3.2); QStash's own keys have 32 characters
+
 
 class InvalidSettings(ValueError):
     """One or more settings cannot be used; `problems` holds one line for each, starting with its name."""
@@ -121,7 +123,7 @@ class Settings:
         "PUBLIC_URL",
         None,
         _base_url,
-        "The address that browsers and QStash reach this server by, without a path at the end.",
+        "The address QStash reaches this server by; pictures of ours are shown below it.",
     )
     callback_url: str | None = _setting(
         "CALLBACK_URL",
@@ -276,6 +278,19 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def far_qstash_problems(settings: Settings) -> list[str]:
+    """What is missing for a QStash on another machine (Upstash's): it has to reach us, and the generator."""
+    host = urlsplit(settings.qstash_url).hostname or "" if settings.qstash_url else "qstash.upstash.io"
+    if not settings.qstash_token or is_loopback(host):
+        return []
+    problems = []
+    if settings.callback_url is None and settings.public_url is None:
+        problems.append(f"PUBLIC_URL is needed: QStash at {host} has to reach this server (a tunnel will do)")
+    if settings.generator_url is None:
+        problems.append(f"GENERATOR_URL is needed: QStash at {host} cannot reach the built-in generator")
+    return problems
+
+
 # Published in the SDKs' documentation for local development: whoever knows them can forge a callback.
 PUBLIC_DEVELOPMENT_SECRETS = frozenset(
     {
@@ -290,6 +305,12 @@ def _contradictions(settings: Settings) -> list[str]:
     problems: list[str] = []
     if settings.qstash_token and not settings.qstash_current_signing_key:
         problems.append("QSTASH_CURRENT_SIGNING_KEY is needed with QSTASH_TOKEN, or no callback could be trusted")
+    keys = {"CURRENT": settings.qstash_current_signing_key, "NEXT": settings.qstash_next_signing_key}
+    problems += [
+        f"QSTASH_{name}_SIGNING_KEY has fewer than {SIGNING_KEY_CHARACTERS_MIN} characters: it could be guessed"
+        for name, key in keys.items()
+        if key is not None and len(key) < SIGNING_KEY_CHARACTERS_MIN
+    ]
     if settings.qstash_url and not settings.qstash_token:
         problems.append("QSTASH_TOKEN is needed with QSTASH_URL")
     public = {settings.qstash_token, *settings.signing_keys} & PUBLIC_DEVELOPMENT_SECRETS

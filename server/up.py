@@ -17,19 +17,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
-from urllib.parse import urlsplit
 
 import asyncpg
 import click
 import msgspec
 
+from server.db import explain
 from server.dispatch.moved import Addresses, follow_move
 from server.embedded.children import ChildFailed, end, spawn
 from server.embedded.folder import DataFolder, FolderRefused
 from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis, find_binary
 from server.migrate import LOGIN_ROLE, MigrationRefused, create_login_role, migrate
-from server.settings import InvalidSettings, Settings, is_loopback
+from server.settings import InvalidSettings, Settings, far_qstash_problems
 
 DATABASE = "taskbeam"
 ADDRESSES = "addresses.json"
@@ -110,7 +110,8 @@ class Supervisor:
     def start(self) -> None:
         """Raises CannotStart, FolderRefused, ChildFailed or MigrationRefused."""
         settings = self._settings
-        self._check_upstash()
+        if problems := far_qstash_problems(settings):
+            raise InvalidSettings(problems)
         self._folder.claim()
         web = self._listen(settings.host, settings.port)
         origin = f"http://{_shown_host(settings.host)}:{web.getsockname()[1]}"
@@ -142,21 +143,6 @@ class Supervisor:
         self._await_web(web)
         self.origin = origin
 
-    def _check_upstash(self) -> None:
-        settings = self._settings
-        far = settings.qstash_token and not is_loopback(
-            urlsplit(settings.qstash_url or "https://upstash").hostname or ""
-        )
-        problems = []
-        if far and settings.callback_url is None and settings.public_url is None:
-            problems.append(
-                "PUBLIC_URL is needed with QSTASH_TOKEN: QStash has to reach this server (a tunnel will do)"
-            )
-        if far and settings.generator_url is None:
-            problems.append("GENERATOR_URL is needed with QSTASH_TOKEN: QStash cannot reach the built-in generator")
-        if problems:
-            raise InvalidSettings(problems)
-
     def _listen(self, host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.socket(family)
@@ -180,7 +166,7 @@ class Supervisor:
                 await self._create_database(self._postgres)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             whose = "DATABASE_URL" if self._postgres is None else "the private Postgres"
-            raise CannotStart(f"{whose}: {type(error).__name__}: {error}".partition("\n")[0]) from error
+            raise CannotStart(f"{whose}: {explain(error, self._settings.database_url or '')}") from error
 
     async def _create_database(self, postgres: EmbeddedPostgres) -> None:
         await postgres.ready()
@@ -270,7 +256,7 @@ class Supervisor:
     def _look(self) -> None:
         for service in (self._postgres, self._redis):
             if service is not None and service.process is not None and service.process.poll() is not None:
-                click.echo(f"taskbeam: {type(service).__name__} ended; starting it again", err=True)
+                click.echo(f"taskbeam: {service.name} ended; starting it again", err=True)
                 service.start()
                 time.sleep(0.5)
         now = time.monotonic()

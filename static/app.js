@@ -23,6 +23,7 @@ const recent = new Recent(document.querySelector('#recent'), showMore);
 let shown = PAGE;
 let cursor = /** @type {string|undefined} */ (undefined);
 let loaded = false;
+let unreached = false; // what is said of the last prompt is no longer so once the stream is live
 let loading = /** @type {?Promise<void>} */ (null);
 let away = 0;
 /** A task in view that the stream does not bring, because it is older than what the list begins with. */
@@ -113,7 +114,8 @@ async function begin(words, params) {
     accept(justAccepted(taskId, words, params));
     location.hash = `task=${taskId}`;
   } catch (error) {
-    problem.textContent = error instanceof Problem ? error.message : 'The server cannot be reached. Try again shortly.';
+    unreached = !(error instanceof Problem);
+    problem.textContent = unreached ? 'The server cannot be reached. Try again shortly.' : error.message;
   } finally {
     submit.removeAttribute('aria-disabled');
   }
@@ -165,6 +167,7 @@ new SharedStream({
   onUpdate: accept,
   onState: (state) => {
     connection.show(state);
+    if (state.phase === 'live' && unreached) problem.textContent = '';
     if (state.phase === 'live' && !loaded) load();
   },
   onPosition: (advice) => {

@@ -2,7 +2,7 @@
 // Knows the part of OpenAPI 3.1 that the server uses, and nothing else.
 
 const METHODS_WITH_BODY = ['post', 'put', 'patch'];
-const EXAMPLES = { prompt: 'A fox at sunset', taskId: 'TASK_ID', task: 'TASK_ID', attempt: '1', wait: '30', limit: '20' };
+const EXAMPLES = { prompt: 'A fox at sunset', taskId: 'TASK_ID', task: 'TASK_ID', attempt: '1', wait: '30', limit: '20', progress: 40 };
 
 /** @param {string} name @param {Object<string, unknown>} [properties] @param {...(Node|string)} children */
 function element(name, properties = {}, ...children) {
@@ -78,7 +78,7 @@ function sample(schema, schemas, name = '') {
   if (schema?.anyOf) return sample(schema.anyOf[0], schemas, name);
   if (schema?.enum) return schema.enum[0];
   if (schema?.type === 'string') return EXAMPLES[name] ?? '…';
-  if (schema?.type === 'integer') return schema.minimum ?? 1;
+  if (schema?.type === 'integer' || schema?.type === 'number') return EXAMPLES[name] ?? schema.minimum ?? 1;
   if (!schema?.$ref) return {};
   const { required, properties = {} } = schemas[nameOf(schema.$ref)];
   const wanted = required?.length ? required : Object.keys(properties).slice(0, 2);
@@ -92,8 +92,9 @@ function curl(method, path, operation, schemas) {
     .join('&');
   const target = `'${location.origin}${path}${query && `?${query}`}'`;
   const streams = Object.values(operation.responses).some((one) => one.content?.['text/event-stream']);
+  const proof = operation.parameters?.find((one) => one.in === 'header' && one.name === 'Authorization');
   const words = ['curl', streams ? '--no-buffer' : '', method === 'get' ? '' : `-X ${method.toUpperCase()}`, target];
-  const line = words.filter(Boolean).join(' ');
+  const line = words.filter(Boolean).join(' ') + (proof ? " \\\n  -H 'Authorization: Bearer TOKEN'" : '');
   const schema = operation.requestBody?.content['application/json']?.schema;
   if (!schema || !METHODS_WITH_BODY.includes(method)) return line;
   return `${line} \\\n  -H 'Content-Type: application/json' \\\n  -d '${JSON.stringify(sample(schema, schemas))}'`;
@@ -116,6 +117,7 @@ function route(method, path, operation, { codes, schemas }) {
     { id: anchor(method, path), className: 'route' },
     element('h2', {}, element('span', { className: 'method' }, method.toUpperCase()), ' ', element('code', {}, path)),
     element('p', {}, ...prose(operation.summary ?? '')),
+    ...(operation.description ?? '').split('\n\n').filter(Boolean).map((text) => element('p', {}, ...prose(text))),
     ...parameters(operation),
     ...requestBody(operation),
     ...answers(operation, codes),

@@ -187,8 +187,9 @@ async def test_logs_and_metrics_hold_no_ids_and_no_secrets(here: Deployment) -> 
     assert metrics.count("nothing-") == 0
     log = here.web.log.read_text()
     assert "nobody logs" not in log
-    for secret in (here.env["QSTASH_TOKEN"], here.env["QSTASH_CURRENT_SIGNING_KEY"], "eyJ"):
+    for secret in (here.env["QSTASH_TOKEN"], here.env["QSTASH_CURRENT_SIGNING_KEY"]):
         assert secret not in log
+    assert not re.search(r"eyJ[\w-]+\.[\w-]+\.", log)  # a signature
     assert "\x1b" not in log
     for line in log.splitlines():
         entry = json.loads(line)

@@ -132,3 +132,19 @@ async def test_the_owner_itself_can_be_who_logs_in(hosted: Elsewhere) -> None:
     pool = await open_pool(Settings.from_env({"DATABASE_URL": hosted.owner_url}), application="test")
     assert await pool.fetchval("select current_user") == "service_role"
     await pool.close()
+
+
+async def test_an_owner_who_may_not_create_roles_is_told_what_is_missing(empty_database: Database, files: Path) -> None:
+    """As on a fresh Postgres, where the roles are not there and the owner of the database may not make them."""
+    (files / "002_second.sql").write_text("create role one_of_ours nologin;")
+    connection = await asyncpg.connect(empty_database.owner_url)
+    try:
+        await connection.execute(
+            f"create role plain_owner login; alter database {empty_database.name} owner to plain_owner"
+        )
+        with pytest.raises(MigrationRefused, match=r"002_second\.sql: permission denied .* createrole"):
+            await migrate(empty_database.owner_url.replace("user=postgres", "user=plain_owner"), files)
+    finally:
+        await connection.execute("drop owned by plain_owner; reassign owned by plain_owner to postgres")
+        await connection.execute("drop role plain_owner")
+        await connection.close()

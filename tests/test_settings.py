@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.settings import PUBLIC_DEVELOPMENT_SECRETS, InvalidSettings, Settings, is_loopback
+from server.settings import PUBLIC_DEVELOPMENT_SECRETS, InvalidSettings, Settings, far_qstash_problems, is_loopback
 
 pytestmark = pytest.mark.pure
 
@@ -25,8 +25,8 @@ GOOD = {
     "REDIS_PREFIX": "staging:",
     "QSTASH_URL": "https://qstash.test",
     "QSTASH_TOKEN": "hunter2",
-    "QSTASH_CURRENT_SIGNING_KEY": "sig_hunter2",
-    "QSTASH_NEXT_SIGNING_KEY": "sig_hunter2_next",
+    "QSTASH_CURRENT_SIGNING_KEY": "sig_hunter2hunter2hunter2hunter2",
+    "QSTASH_NEXT_SIGNING_KEY": "sig_hunter2hunter2hunter2_next00",
     "DISPATCHER_HOST": "127.0.0.2",
     "DISPATCHER_PORT": "9080",
     "DISPATCHER_PARALLELISM": "4",
@@ -108,7 +108,7 @@ def test_every_variable_is_read() -> None:
         assert getattr(read, field.name) != getattr(default, field.name), field.metadata["env"]
     assert (read.port, read.generator_seconds, read.data_dir) == (9000, 0.5, Path("/var/lib/taskbeam"))
     assert read.dispatcher_private_origins == ("http://10.0.0.2:9000", "http://gpu.test")
-    assert read.signing_keys == ("sig_hunter2", "sig_hunter2_next")
+    assert read.signing_keys == ("sig_hunter2hunter2hunter2hunter2", "sig_hunter2hunter2hunter2_next00")
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
@@ -137,7 +137,7 @@ def test_contradictions_are_reported_with_wrong_values() -> None:
     [
         ({"QSTASH_TOKEN": "t"}, "QSTASH_CURRENT_SIGNING_KEY"),
         ({"QSTASH_URL": "https://q.test"}, "QSTASH_TOKEN"),
-        ({"QSTASH_TOKEN": "t", "QSTASH_NEXT_SIGNING_KEY": "sig_x"}, "QSTASH_CURRENT_SIGNING_KEY"),
+        ({"QSTASH_TOKEN": "t", "QSTASH_NEXT_SIGNING_KEY": "sig_" + "x" * 28}, "QSTASH_CURRENT_SIGNING_KEY"),
     ],
 )
 def test_what_is_needed_together(env: dict[str, str], missing: str) -> None:
@@ -162,7 +162,7 @@ DEVELOPMENT = {
     [{"PUBLIC_URL": "https://app.test"}, {"HOST": "0.0.0.0"}, {"DISPATCHER_HOST": "0.0.0.0"}],  # noqa: S104
 )
 def test_published_development_secrets_are_for_loopback_only(name: str, exposed: dict[str, str]) -> None:
-    secrets = {"QSTASH_TOKEN": "t", "QSTASH_CURRENT_SIGNING_KEY": "sig_x", name: DEVELOPMENT[name]}
+    secrets = {"QSTASH_TOKEN": "t", "QSTASH_CURRENT_SIGNING_KEY": "sig_" + "x" * 28, name: DEVELOPMENT[name]}
     assert problems(secrets | {"PUBLIC_URL": "http://localhost:8000"}) == []
     found = problems(secrets | exposed)
     assert any("development" in problem for problem in found)
@@ -218,3 +218,22 @@ def test_loopback(host: str) -> None:
 )
 def test_not_loopback(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_a_key_that_could_be_guessed_is_refused() -> None:
+    for name in ("QSTASH_CURRENT_SIGNING_KEY", "QSTASH_NEXT_SIGNING_KEY"):
+        (problem,) = problems({name: "sig_short"})
+        assert problem.startswith(f"{name} has fewer than")
+        assert "sig_short" not in problem
+
+
+def test_a_qstash_on_another_machine_has_to_reach_us_and_the_generator() -> None:
+    base = {"QSTASH_TOKEN": "t", "QSTASH_CURRENT_SIGNING_KEY": "sig_" + "x" * 28}
+    for url, needed in (
+        ({}, ["PUBLIC_URL", "GENERATOR_URL"]),
+        ({"QSTASH_URL": "http://dispatcher.internal:8080"}, ["PUBLIC_URL", "GENERATOR_URL"]),
+        ({"QSTASH_URL": "http://127.0.0.1:8080"}, []),
+        ({"CALLBACK_URL": "http://web.internal", "GENERATOR_URL": "https://g.test/"}, []),
+    ):
+        found = far_qstash_problems(Settings.from_env(base | url))
+        assert [problem.split()[0] for problem in found] == needed

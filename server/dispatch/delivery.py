@@ -49,11 +49,12 @@ class Parcel(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What came back; headers as {"Name": ["value", …]}."""
+    """What came back; headers as {"Name": ["value", …]}. `ours`: nobody answered, and the body says why."""
 
     status: int
     header: dict[str, list[str]] = {}
     body: bytes = b""
+    ours: bool = False
 
     @property
     def delivered(self) -> bool:
@@ -93,11 +94,11 @@ class Sender:
                 return await self._send(parcel)
         except Forbidden as error:
             header = {"Upstash-Nonretryable-Error": ["true"]}
-            return Answer(489, header, f"{error}".encode())
+            return Answer(489, header, f"{error}".encode(), ours=True)
         except (TimeoutError, httpx.TimeoutException):
-            return Answer(STATUS_TIMEOUT, body=f"no answer in {parcel.timeout_seconds:g} seconds".encode())
+            return Answer(STATUS_TIMEOUT, body=f"no answer in {parcel.timeout_seconds:g} seconds".encode(), ours=True)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-            return Answer(STATUS_UNREACHABLE, body=f"{type(error).__name__}: {error}"[:500].encode())
+            return Answer(STATUS_UNREACHABLE, body=f"{type(error).__name__}: {error}"[:500].encode(), ours=True)
 
     async def _send(self, parcel: Parcel) -> Answer:
         route = await route_to(parcel.url, self._private)
@@ -144,6 +145,7 @@ async def _read(response: httpx.Response) -> Answer:
     async for chunk in response.aiter_raw():
         size += len(chunk)
         if size > RESPONSE_BYTES_MAX:
-            return Answer(STATUS_UNREACHABLE, header, f"the answer has more than {RESPONSE_BYTES_MAX} bytes".encode())
+            reason = f"the answer has more than {RESPONSE_BYTES_MAX} bytes"
+            return Answer(STATUS_UNREACHABLE, header, reason.encode(), ours=True)
         chunks.append(chunk)
     return Answer(response.status_code, header, b"".join(chunks))

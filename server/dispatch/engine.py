@@ -30,7 +30,7 @@ GRACE_SECONDS = 0.8
 CLOSE_SECONDS_MAX = 4.0
 FINISH_SECONDS_MAX = 60.0
 FINISH_PAUSE_SECONDS_MAX = 2.0
-LOST = Answer(0, body=b"the dispatcher ended while it was delivering")
+LOST = Answer(0, body=b"the dispatcher ended while it was delivering", ours=True)
 
 OnClaim: TypeAlias = Callable[[Sequence[Claimed]], Awaitable[None]]
 
@@ -162,13 +162,16 @@ class Engine:
             held = await self._messages.retry_later(message, answer, seconds)
             if seconds <= TIMER_SECONDS_MAX:
                 asyncio.get_running_loop().call_later(seconds, self.poke)
-        log.info(
+        # A callback that is given up is lost news of a task: it must be seen.
+        say = log.warning if outcome == "failed" else log.info
+        say(
             "delivery",
             message_id=message.id,
             kind=message.kind,
             outcome=outcome if held else "fenced_off",
             status=answer.status,
             delivery=message.deliveries,
+            **({"reason": answer.body[:200].decode("utf-8", "replace")} if answer.ours else {}),
         )
 
     @staticmethod

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from server import log as logging
-from server.db import close_pool, listen, open_patiently
+from server.db import close_pool, listen, open_pool, wait_until_ready
 from server.dispatch.api import Api, on_error
 from server.dispatch.delivery import Sender
 from server.dispatch.engine import Engine, OnClaim
@@ -24,7 +24,7 @@ PROBE = "select id from dispatcher.messages limit 1"
 
 
 def run_dispatcher(settings: Settings, fd: int | None = None) -> None:
-    """Serve until told to end. Raises InvalidSettings when something it needs is not set."""
+    """Serve until told to end. Raises InvalidSettings when something it needs is not set, and DatabaseNotReady."""
     needed = {
         "DATABASE_URL": settings.database_url,
         "QSTASH_TOKEN": settings.qstash_token,
@@ -34,6 +34,7 @@ def run_dispatcher(settings: Settings, fd: int | None = None) -> None:
     if problems:
         raise InvalidSettings(problems)
     logging.configure(settings, "dispatcher")
+    asyncio.run(wait_until_ready(settings, PROBE))
     dispatcher = Dispatcher(settings)
     run_app(
         dispatcher.app,
@@ -62,7 +63,7 @@ class Dispatcher:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         settings = self._settings
         async with contextlib.AsyncExitStack() as stack:
-            pool = await open_patiently(settings, application="dispatcher", probe=PROBE)
+            pool = await open_pool(settings, application="dispatcher")
             stack.push_async_callback(close_pool, pool)
             starter = await stack.enter_async_context(task_starter(settings, pool))
             sender = Sender(settings.signing_keys[0], _private_origins(settings))

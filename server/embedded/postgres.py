@@ -50,6 +50,8 @@ class EmbeddedPostgres:
     `binaries` is a folder with other ones than the wheel's; `superuser` the role the cluster is made with.
     """
 
+    name = "the private Postgres"
+
     def __init__(self, folder: Path, *, binaries: Path | None = None, superuser: str = SUPERUSER) -> None:
         self._given = binaries
         self._superuser = superuser

@@ -38,6 +38,8 @@ def find_binary() -> Path | None:
 class EmbeddedRedis:
     """Use `start()`, `url()`, `stop()`."""
 
+    name = "the private Redis"
+
     def __init__(self, folder: Path) -> None:
         self._log = folder / "log" / "redis.log"
         self._socket = folder.absolute() / "socket-redis" / "redis.sock"

@@ -125,8 +125,8 @@ class RedisBus:
             try:
                 await self._listen_once(deliver, connected)
             except UNAVAILABLE as error:
-                if self.connected:
-                    log.warning("redis_lost", reason=type(error).__name__)
+                if self.connected or attempt == 0:
+                    log.warning("redis_away", reason=type(error).__name__)
             self.connected = False
             self._metrics.bus_connected.set(0)
             attempt = 0 if asyncio.get_running_loop().time() - started > PONG_SECONDS_MAX else attempt + 1
