@@ -90,8 +90,9 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", files: list[t
         try:
             await _run(connection, name, text, digest)
         except asyncpg.InsufficientPrivilegeError as error:
+            reason = str(error).partition("\n")[0]
             raise MigrationRefused(
-                f"{name}: {str(error).partition(chr(10))[0]}. The role that migrates must own the tables and may create roles (alter role … "
+                f"{name}: {reason}. The role that migrates must own the tables and may create roles (alter role … "
                 "createrole), or anon, authenticated and service_role are there already and are granted to it"
             ) from error
         except asyncpg.PostgresError as error:
