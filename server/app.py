@@ -61,7 +61,7 @@ class Web:
         self.metrics = Metrics()
         self.hub: Hub | None = None
         # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
-        self._router = Router(lifespan=self._lifespan)
+        self._router = Router(lifespan=self._lifespan, redirect_slashes=False)
         told = [url for url in (settings.public_url, settings.callback_url) if url]
         self.app: ASGIApp = Guard(self._router, told, self.metrics, _image_origins(settings))
 
@@ -90,6 +90,7 @@ class Web:
         store = TaskStore(pool, publish, public_url=public_url, deadline_seconds=settings.task_deadline_seconds)
         outbox = Outbox(pool, store, settings, secret, metrics)
         pace = Pace()
+        await tick.begin()
         following = Following(hub, bus, reader)
         self._router.routes.extend(
             routes(

@@ -67,6 +67,12 @@ def _adopt_standard_logging(
 
 def _shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key, value in event.items():
-        if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
-            event[key] = value[:VALUE_CHARACTERS_MAX] + "…"
+        if isinstance(value, str):
+            short = value if len(value) <= VALUE_CHARACTERS_MAX else value[:VALUE_CHARACTERS_MAX] + "…"
+            # JSON would escape what is not printable; a terminal would obey it.
+            event[key] = short if short.isprintable() else "".join(map(_escaped, short))
     return event
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

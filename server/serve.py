@@ -15,10 +15,12 @@ from typing import Any
 
 import uvicorn
 
+from server.protocols import LimitedHttp, LimitedWebSocket
 from server.settings import InvalidSettings, Settings
 
 GRACEFUL_SECONDS = 3
-HEADER_BYTES_MAX = 32_768
+# A client that acknowledges nothing for this long is gone, or does not read: its buffers go with it.
+UNREAD_MS_MAX = 30_000
 
 
 class _Server(uvicorn.Server):
@@ -50,13 +52,15 @@ def run_app(
     """
     _raise_file_limit()
     listener = _listen(host, port) if fd is None else socket.socket(fileno=fd)
+    if sys.platform == "linux":
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)  # connections inherit it
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
         loop="uvloop",
-        http="httptools",
-        ws="websockets-sansio",
+        http=LimitedHttp,
+        ws=LimitedWebSocket,
         ws_max_size=ws_max_size,
         ws_per_message_deflate=False,  # 40 kB a socket, and no frame could be shared
         ws_ping_interval=20.0,

@@ -46,8 +46,8 @@ class CannotStart(Exception):
     """Why `up` stops at once, in one line."""
 
 
-class Stopped(Exception):
-    """A signal asked for the end."""
+class Stopped(KeyboardInterrupt):
+    """A signal asked for the end. Of this kind, because an event loop passes no other on from its callbacks."""
 
 
 def run_up(overrides: Mapping[str, str]) -> int:

@@ -26,6 +26,9 @@ create table public.task_events (
   user_id uuid not null,
   owner_seq bigint not null,
   at timestamptz not null default clock_timestamp(),
+  -- What was not visible in one snapshot and is in the next can be told by this alone, however long its transaction
+  -- lasted: neither a time nor a number of ours could.
+  xact xid8 not null default pg_current_xact_id(),
   status_version integer not null,  -- equal to version: a change of status or attempt; lower: mere progress
   attempt integer not null,
   delivery integer not null,
@@ -42,7 +45,7 @@ create table public.task_events (
 );
 create unique index task_events_owner on public.task_events (user_id, owner_seq);
 create index task_events_status on public.task_events (task_id, version) where version = status_version;
-create index task_events_at on public.task_events (at);
+create index task_events_xact on public.task_events (xact);
 create index task_events_completed on public.task_events (at desc) where status = 'completed' and version = status_version;
 
 -- From the rows as the statement left them, not as they are by now: a trigger of the older app may have changed them

@@ -1,5 +1,6 @@
 """A client for server-sent events, as strict as a browser: it only knows what the stream says."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
+STREAM_SECONDS_MAX = 60.0
 
 
 @dataclass
@@ -60,7 +63,11 @@ async def stream(
     client: httpx.AsyncClient, query: str, headers: Mapping[str, str] | None = None
 ) -> AsyncIterator[AsyncIterator[Event]]:
     """Open `/api/generate/events?query` and iterate over its events until the server ends it."""
-    async with client.stream("GET", f"/api/generate/events?{query}", headers=headers) as response:
+    async with (
+        # Heartbeats keep the client's own time-out from ending a test whose event never comes.
+        asyncio.timeout(STREAM_SECONDS_MAX),
+        client.stream("GET", f"/api/generate/events?{query}", headers=headers) as response,
+    ):
         assert response.status_code == 200, (response.status_code, await response.aread())
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         yield parse(_lines(response.aiter_text()))

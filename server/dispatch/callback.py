@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 import time
+from typing import Annotated, TypeAlias
 
 import msgspec
 import structlog
@@ -33,13 +34,16 @@ EXCERPT_CHARACTERS = 300
 AGAIN_SECONDS_MAX = 30
 
 
+Retries: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
 class Delivery(msgspec.Struct, rename="camel"):
     """The body of a QStash callback, as far as it is needed; `body` is the generator's answer in base64."""
 
     status: int = 0
     body: str | None = None
-    retried: int = 0
-    max_retries: int | None = None
+    retried: Retries = 0
+    max_retries: Retries | None = None
     dlq_id: str | None = None
     source_message_id: str | None = None
 

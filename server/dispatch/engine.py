@@ -100,7 +100,8 @@ class Engine:
                     failing = True
             # Now every lane is full or nothing is due in it: a delivery that ends, a publisher or a timer pokes.
             try:
-                await asyncio.wait_for(self._poked.wait(), POLL_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._poked.wait()
             except TimeoutError:
                 continue
 

@@ -38,8 +38,9 @@ REASON_CHARACTERS_MAX = 500
 
 # A callback that cannot be taken now (we are being deployed) is the only news of a finished picture. Upstash
 # allows few retries, by plan: those are stretched. Elsewhere it is tried for ten minutes, closely at first.
-HOSTED = {"Retry-Delay": "5000 * pow(4, retried)"}
-PATIENT = {"Retries": "60", "Retry-Delay": "min(10000, 500 * pow(2, retried))"}
+# And taking one is quick: a process that hangs must not hold it for as long as a generator may take.
+HOSTED = {"Timeout": "20s", "Retry-Delay": "5000 * pow(4, retried)"}
+PATIENT = {"Timeout": "20s", "Retries": "60", "Retry-Delay": "min(10000, 500 * pow(2, retried))"}
 
 
 class Refused(Exception):
@@ -78,7 +79,8 @@ class Outbox:
                         log.warning("outbox_unavailable", reason=type(error).__name__)
                     failing = True
                 try:
-                    await asyncio.wait_for(self._poked.wait(), POLL_SECONDS)
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._poked.wait()
                 except TimeoutError:
                     continue
         finally:

@@ -70,6 +70,7 @@ class Dispatcher:
             stack.push_async_callback(sender.close)
             messages = Messages(pool)
             self._engine = engine = Engine(messages, sender, settings.dispatcher_parallelism, _noting(starter))
+            app.router.redirect_slashes = False
             app.router.routes.extend(Api(settings, pool, messages, engine.poke).routes)
             listening = asyncio.create_task(listen(settings.database_url or "", "dispatcher", lambda _: engine.poke()))
             running = asyncio.create_task(engine.run())

@@ -18,6 +18,7 @@ from server.tasks.state import Complete, Fail, Outcome, Report
 from server.tasks.store import NoSuchTask, TaskStore
 
 PROGRESS_BYTES_MAX = 65_536
+PREVIEW_BYTES_MAX = 32_768
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 
@@ -30,7 +31,9 @@ class ProgressReport(msgspec.Struct):
 
     progress: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
     message: Annotated[str, msgspec.Meta(max_length=500)] | None = None
-    preview: Annotated[str, msgspec.Meta(max_length=32_768, pattern="^(https?://|/results/|data:image/)")] | None = None
+    preview: (
+        Annotated[str, msgspec.Meta(max_length=PREVIEW_BYTES_MAX, pattern="^(https?://|/results/|data:image/)")] | None
+    ) = None
     step: Count | None = None
     steps: Count | None = None
     delivery: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
@@ -56,6 +59,8 @@ class Progress:
         except BadToken:
             raise errors.BadToken from None
         report = decode_json(await read_body(request, PROGRESS_BYTES_MAX), ProgressReport)
+        if report.preview is not None and len(report.preview.encode()) > PREVIEW_BYTES_MAX:
+            raise errors.InvalidBody(f"preview has more than {PREVIEW_BYTES_MAX} bytes")
         try:
             outcome = await self._take(task_id, attempt, report)
             cancel = outcome != "applied" and await self._store.is_cancelled(task_id, attempt)

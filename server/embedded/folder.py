@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 FOLDER_FORMAT = 1
+MARKER = "taskbeam.json"
 
 
 class FolderRefused(Exception):
@@ -24,13 +25,13 @@ class DataFolder:
 
     def claim(self) -> None:
         """Raises FolderRefused where it belongs to somebody else, or to another `up`."""
-        marker = self.path / "taskbeam.json"
+        marker = self.path / MARKER
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not marker.exists():
-                if any(entry.name != "lock" for entry in self.path.iterdir()):
+                if any(entry.name not in ("lock", f"{MARKER}.new") for entry in self.path.iterdir()):
                     raise FolderRefused(f"{self.path} holds files that are not Taskbeam's: choose another with --data")
-                marker.write_bytes(msgspec.json.encode({"format": FOLDER_FORMAT}))
+                self.remember(MARKER, {"format": FOLDER_FORMAT})
             self._check(marker)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -73,7 +74,7 @@ class DataFolder:
         except (OSError, msgspec.MsgspecError) as error:
             raise FolderRefused(f"{path} cannot be read: {error}") from error
 
-    def remember(self, name: str, values: dict[str, str]) -> None:
+    def remember(self, name: str, values: dict[str, str] | dict[str, int]) -> None:
         """Write a small file, readable by us only; whole or not at all. Raises FolderRefused."""
         part = self.path / f"{name}.new"
         try:

@@ -84,7 +84,8 @@ class RedisBus:
     async def started(self, seconds: float) -> None:
         """Return when Redis has answered for the first time, or after `seconds`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._ever.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._ever.wait()
 
     # Subscribing: the hub says what is wanted, the listening task brings it about.
 
@@ -103,7 +104,8 @@ class RedisBus:
         future = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(topic, set()).add(future)
         try:
-            await asyncio.wait_for(future, seconds)
+            async with asyncio.timeout(seconds):
+                await future
         except TimeoutError:
             self._metrics.bus_confirmations_late.inc()
         finally:
@@ -176,7 +178,8 @@ class RedisBus:
                 self._confirmed -= old
                 await pubsub.unsubscribe([self._prefix + topic for topic in old])
             try:
-                await asyncio.wait_for(self._change.wait(), PING_SECONDS)
+                async with asyncio.timeout(PING_SECONDS):  # wait_for() may swallow a cancellation (Python 3.11)
+                    await self._change.wait()
             except TimeoutError:
                 await pubsub.ping()
 

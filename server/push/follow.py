@@ -127,8 +127,10 @@ class Following:
             follower.close()
             return None
         newest = changes[-1]
-        if after == 0:
-            follower.sync = wire.Sync(0, newest.version, "snapshot", recovered=False)
+        if after == 0 or (after > newest.version and not newest.is_terminal):
+            # Without a cursor, or with one that we cannot have sent.
+            after = 0
+            follower.sync = wire.Sync(after, newest.version, "snapshot", recovered=False)
             follower.first = [newest]
         elif newest.version > after:
             follower.sync = wire.Sync(after, newest.version, "replay", recovered=True)

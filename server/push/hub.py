@@ -120,9 +120,10 @@ class Hub:
         self._joined = joined
         self._left = left
         self.closing = False
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._topics.values()))
+        return self._count
 
     def subscribe(self, topic: str, after: int, wake: Callable[[], None]) -> Subscription:
         subscription = Subscription(topic, after, wake)
@@ -132,6 +133,7 @@ class Hub:
             self._joined(topic)
         else:
             followers.add(subscription)
+        self._count += 1
         if self.closing:
             subscription.close()
         return subscription
@@ -142,6 +144,7 @@ class Hub:
         if followers is None or subscription not in followers:
             return
         followers.remove(subscription)
+        self._count -= 1
         if not followers:
             del self._topics[subscription.topic]
             self._left(subscription.topic)
@@ -163,6 +166,11 @@ class Hub:
         """Make every follower of the topic look into the log."""
         for subscription in tuple(self._topics.get(topic, ())):
             subscription._miss()
+
+    def nudge_all(self) -> None:
+        """Make every follower look into the log."""
+        for topic in tuple(self._topics):
+            self.nudge(topic)
 
     def close(self) -> None:
         """The process is going: every follower says goodbye, and new ones do so at once."""

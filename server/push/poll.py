@@ -45,7 +45,7 @@ class Poll:
         wait, after = _wait(query.get("wait")), _after(query.get("after"))
         caller = caller_of(request)
         if wait:
-            change = await self._news(caller, task_id, after, wait)
+            change = await self._news(request, caller, task_id, after, wait)
         else:
             changes = await self._reader.since(caller.claims, task_id, wire.VERSION_MAX)
             change = changes[-1] if changes else None
@@ -53,18 +53,20 @@ class Poll:
             raise TaskNotFound
         return self._response(request, change)
 
-    async def _news(self, caller: Caller, task_id: str, after: int, wait: int) -> TaskChange | None:
+    async def _news(self, request: Request, caller: Caller, task_id: str, after: int, wait: int) -> TaskChange | None:
         wake = asyncio.Event()
         follower = await self._following.task(caller, task_id, after, wake.set)
         if follower is None:
             return None
         gauge = self._metrics.streams.labels("poll")
         gauge.inc()
+        gone = asyncio.create_task(_disconnected(request))
+        gone.add_done_callback(lambda _: wake.set())
         try:
             if follower.first:
                 return follower.first[-1]
             async with asyncio.timeout(wait):
-                while not follower.closing and not follower.over:
+                while not follower.closing and not follower.over and not gone.done():
                     wake.clear()
                     items = await follower.ready()
                     if items:
@@ -73,6 +75,7 @@ class Poll:
         except TimeoutError:
             pass
         finally:
+            gone.cancel()
             gauge.dec()
             follower.close()
         changes = await self._reader.since(caller.claims, task_id, wire.VERSION_MAX)
@@ -91,6 +94,12 @@ class Poll:
             return Response(status_code=304, headers=headers)
         body = snapshot.with_advice(change.body, poll_after_ms=poll_after_ms)
         return Response(body, media_type="application/json", headers=headers)
+
+
+async def _disconnected(request: Request) -> None:
+    """Return when the client has gone: nobody is to be held here for it then."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _wait(text: str | None) -> int:

@@ -139,13 +139,15 @@ class _Stream(EventSourceResponse):
     async def _frames(self) -> AsyncIterator[bytes]:
         follower = self._follower
         begin = wire.sse_retry(RETRY_MS + random.randint(0, RETRY_JITTER_MS))  # noqa: S311  (spreads reconnects)
-        first = follower.first
+        first, follower.first = follower.first, []  # not to be kept for as long as the stream lasts
         # A cursor must not pass what was not delivered: of a snapshot of many tasks only the last one bears it.
         empty_id = str(follower.sync.to) if self._many and not first and follower.sync.mode != "replay" else None
         yield begin + wire.sse_sync(follower.sync, empty_id)
         for number, change in enumerate(first, 1):
             yield self._frame(change, str(follower.sync.to) if number == len(first) else None)
-        if first and self._ended(first[-1].is_terminal):
+        ended = bool(first) and self._ended(first[-1].is_terminal)
+        first = []
+        if ended:
             return
         while not follower.closing:
             self._wake.clear()

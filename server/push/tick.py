@@ -1,20 +1,19 @@
-"""The tick: once a second, ask Postgres what changed of late, and hand followers what they have not seen.
+"""The tick: once a second, ask Postgres what was committed since the last one, and hand followers what they lack.
 
 It always runs, Redis healthy or not, because a bus that confirms SUBSCRIBE and then delivers nothing cannot be
-told from a quiet one. One light query over the last few seconds of the log, whatever the number of followers;
-a second one only for what turns out to be missing.
+told from a quiet one. One light query over the changes since, whatever the number of followers; a second one only
+for what turns out to be missing.
 
-The window reaches back behind the last tick that succeeded by more than a write transaction may last: an event
-carries the time at which it was written, but becomes visible when it commits.
+Not over a window of time: a transaction may last, and a COMMIT hang, for longer than any window. The log knows the
+transaction of each event, and Postgres which of them were open (reading.changed_since()).
 """
 
 import asyncio
 import contextlib
-import datetime as dt
 
 import structlog
 
-from server.db import DATABASE_ERRORS, STATEMENT_TIMEOUT_MS
+from server.db import DATABASE_ERRORS
 from server.metrics import Metrics
 from server.push import hub
 from server.tasks.reading import Recent, TaskReader
@@ -26,7 +25,6 @@ PERIOD_SECONDS = 1.0
 POKED_SECONDS = 0.01
 FAILED_SECONDS = 0.2
 NOTICED_MAX = 10_000
-WINDOW = dt.timedelta(milliseconds=STATEMENT_TIMEOUT_MS + 2_000)
 # Where the trigger in sql/003 tells of changes that others made to tasks, and publisher.py of ours without Redis.
 NOTICE_CHANNEL = "taskbeam"
 
@@ -40,7 +38,7 @@ class Tick:
         self._metrics = metrics
         self._poked = asyncio.Event()
         self._due = 0.0
-        self._since: dt.datetime | None = None
+        self._since = ""
         self._noticed: set[str] = set()
 
     def poke(self) -> None:
@@ -50,7 +48,7 @@ class Tick:
     def noticed(self, payload: str) -> None:
         """A task has changed: `payload` is "task_id version", or "" when notices may have been lost.
 
-        It is looked at by name: the transaction may have lasted longer than the window reaches back.
+        It is looked at by name, at once.
         """
         if not payload or len(self._noticed) >= NOTICED_MAX:
             self._due = 0.0
@@ -58,8 +56,12 @@ class Tick:
             self._noticed.add(payload.rpartition(" ")[0])
         self._poked.set()
 
+    async def begin(self) -> None:
+        """Before anything is followed: what is committed by now, a follower reads by itself. Raises DATABASE_ERRORS."""
+        self._since = await self._reader.now()
+
     async def run(self) -> None:
-        """Until cancelled."""
+        """Until cancelled, after begin()."""
         loop = asyncio.get_running_loop()
         failing = False
         while True:
@@ -77,12 +79,15 @@ class Tick:
                 failing = True
                 await asyncio.sleep(FAILED_SECONDS)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._poked.wait(), max(0.0, self._due - loop.time()))
+                async with asyncio.timeout(max(0.0, self._due - loop.time())):
+                    await self._poked.wait()
                 await asyncio.sleep(POKED_SECONDS)  # what comes together is looked at together
             self._poked.clear()
 
     async def _look_back(self) -> None:
-        now, recent = await self._reader.changed_since(self._since, WINDOW)
+        now, recent = await self._reader.changed_since(self._since)
+        if _count(now) < _count(self._since):
+            self._hub.nudge_all()  # another cluster, or this one from a backup: its transactions are counted anew
         await self._tell(recent)
         self._since = now  # only now: what could not be told is looked for again
 
@@ -112,3 +117,8 @@ class Tick:
             by_task.setdefault(task_change.task_id, []).append(task_change)
         for task_id, changes in by_task.items():
             self._hub.deliver(hub.task_topic(task_id), hub.task_items(changes, missing[task_id]))
+
+
+def _count(snapshot: str) -> int:
+    """The first transaction that a Postgres snapshot knows nothing of."""
+    return int(snapshot.split(":")[1])

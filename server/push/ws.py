@@ -215,14 +215,15 @@ class _Connection:
         """Say how it joined and what is so; only then may the writer take over."""
         try:
             await self._send(wire.ws_message("subscribed", taskIds=task_ids, sync=follower.sync))
-            for number, change in enumerate(follower.first, 1):
+            first, follower.first = follower.first, []  # not to be kept for as long as it is followed
+            for number, change in enumerate(first, 1):
                 # A cursor must not pass what was not delivered: of a snapshot of many only the last one bears it.
-                reached = follower.sync.to if number == len(follower.first) else follower.sync.from_
+                reached = follower.sync.to if number == len(first) else follower.sync.from_
                 await self._send_change(change, str(reached if key == ALL else change.version))
         except BaseException:
             follower.close()
             raise
-        if key != ALL and (follower.over or (follower.first and follower.first[-1].is_terminal)):
+        if key != ALL and (follower.over or (first and first[-1].is_terminal)):
             follower.close()
             return
         self._followers[key] = follower

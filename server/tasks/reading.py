@@ -18,7 +18,7 @@ from server.db import Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
 
-HISTORY_CHUNK = 500
+HISTORY_CHUNK = 200
 SNAPSHOT_TASKS_MAX = 100
 
 
@@ -147,24 +147,34 @@ class TaskReader:
         rows = rows[:limit]
         return self._changes(rows), _encode_page(rows[-1]) if more else None
 
-    async def changed_since(self, since: dt.datetime | None, window: dt.timedelta) -> tuple[dt.datetime, list[Recent]]:
-        """Which tasks changed after `since` less `window` (None: within the window), and the database's now.
+    async def now(self) -> str:
+        """What is committed now, as a Postgres snapshot, for changed_since()."""
+        snapshot: str = await self._pool.fetchval("select pg_current_snapshot()::text")
+        return snapshot
 
-        For the tick, as the server: who may see what was decided when each follower joined.
+    async def changed_since(self, snapshot: str) -> tuple[str, list[Recent]]:
+        """Which tasks have changes that are committed now and were not in `snapshot`; and the snapshot of now.
+
+        Each change is found once, at whatever time it was made: it is of a transaction that was open then, or began
+        later. For the tick, as the server: who may see what was decided when each follower joined.
         """
-        if since is None:  # not by coalesce() below: Postgres takes it for leaky, and then asks no index under RLS
-            since = await self._pool.fetchval("select now()")
+        _, newest, running = snapshot.split(":")
         rows = await self._pool.fetch(
             """with late as (
+                 -- not what a restored log has from a cluster that counted further
                  select task_id, user_id, version, owner_seq from public.task_events
-                  where at > $1::timestamptz - $2::interval
+                  where xact >= $1::text::xid8 and xact < pg_snapshot_xmax(pg_current_snapshot())
+                 union all
+                 select task_id, user_id, version, owner_seq from public.task_events
+                  where xact = any ($2::text[]::xid8[])
                )
-               select now(), task_id, user_id::text, max(version) as version, max(owner_seq) as seq
+               select pg_current_snapshot()::text as snapshot, task_id, user_id::text,
+                      max(version) as version, max(owner_seq) as seq
                  from (select) once left join late on true group by 2, 3""",
-            since,
-            window,
+            newest,
+            running.split(",") if running else [],
         )
-        return rows[0]["now"], [
+        return rows[0]["snapshot"], [
             Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in rows if row["task_id"]
         ]
 

@@ -5,18 +5,22 @@ outcome after the commit; the change is handed to `publish` then, here and nowhe
 forget it. state.py says the same rules without SQL.
 """
 
+import contextlib
 import secrets
 from collections.abc import Callable
 from typing import TypeAlias
 
 import asyncpg
 import msgspec
+import structlog
 
 from server import failpoints
-from server.db import Pool, acting_as
+from server.db import UNAVAILABLE, Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import Complete, Fail, Outcome, Report, State, advance
+
+log = structlog.get_logger()
 
 Publish: TypeAlias = Callable[[TaskChange], None]
 EXPIRED_A_STEP_MAX = 100
@@ -213,12 +217,48 @@ class TaskStore:
         return row is None or row["cancelled"] or row["attempt"] > attempt
 
     async def expire(self) -> int:
-        """End the tasks whose deadline has passed, a bounded number; returns how many."""
+        """End the tasks whose deadline has passed, a bounded number; returns how many.
+
+        A rule of the app's own may refuse one of them: it is put off, and must not hold up the others.
+        """
+        try:
+            return await self._expire(EXPIRED_A_STEP_MAX)
+        except UNAVAILABLE:
+            raise
+        except asyncpg.PostgresError:
+            ended = 0
+            for task_id in await self._overdue():
+                try:
+                    ended += await self._expire(1, task_id)
+                except UNAVAILABLE:
+                    raise
+                except asyncpg.PostgresError as error:
+                    log.error("cannot_expire", task_id=task_id, reason=str(error))
+                    await self._put_off(task_id)
+            return ended
+
+    async def _overdue(self) -> list[str]:
+        rows = await self._pool.fetch(
+            """select task_id from public.image_generations
+                where status in ('pending', 'processing') and deadline_at < now() order by deadline_at limit $1""",
+            EXPIRED_A_STEP_MAX,
+        )
+        return [row["task_id"] for row in rows]
+
+    async def _put_off(self, task_id: str) -> None:
+        """Look at this one again in an hour. Raises UNAVAILABLE."""
+        with contextlib.suppress(asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError):
+            await self._pool.execute(
+                "update public.image_generations set deadline_at = now() + interval '1 hour' where task_id = $1",
+                task_id,
+            )
+
+    async def _expire(self, count: int, only: str | None = None) -> int:
         rows = await self._pool.fetch(
             """
             with overdue as (  -- not a subquery: that might be run again for each row, and lock others each time
               select task_id from public.image_generations
-               where status in ('pending', 'processing') and deadline_at < now()
+               where status in ('pending', 'processing') and deadline_at < now() and ($2::text is null or task_id = $2)
                order by deadline_at limit $1 for update skip locked
             )
             update public.image_generations t set
@@ -231,7 +271,8 @@ class TaskStore:
             from overdue where t.task_id = overdue.task_id
             returning t.task_id, t.version
             """,
-            EXPIRED_A_STEP_MAX,
+            count,
+            only,
         )
         for row in rows:
             await self._announce(row["task_id"], row["version"])

@@ -163,6 +163,7 @@ HOSTILE: list[Any] = [
     {"preview": "data:text/html,x"},
     {"preview": " data:image/png,x"},
     {"preview": "https://x/" + "y" * 32_768},
+    json.dumps({"preview": "https://x/" + "é" * 20_000}, ensure_ascii=False).encode(),
     {"step": -1},
     {"step": 1.5},
     {"steps": 2**63},

@@ -230,3 +230,29 @@ async def test_changes_that_others_make_are_pushed(deploy: Deploy, owner: Connec
             event = await anext(each)
             assert (event.event, event.data["status"], event.data["version"]) == ("status", "processing", 2)
         assert time.monotonic() - committed < TICK_SECONDS_MAX
+
+
+async def test_a_change_that_nobody_told_of_and_that_took_long_is_found(deploy: Deploy, owner: Connection) -> None:
+    """Another writer's transaction of many seconds, or a COMMIT that hangs; and the notice of it is lost too."""
+    here = await deploy(dispatchers=0, generator=False)
+    play = await Play.of(here)
+    task_id = await play.create()
+    async with here.client() as client, stream(client, f"taskId={task_id}") as events, stream(client, "") as all_events:
+        for each in (events, all_events):
+            while not (await anext(each)).is_change:
+                pass
+        transaction = owner.transaction()
+        await transaction.start()
+        await owner.execute("update image_generations set status = 'processing' where task_id = $1", task_id)
+        await asyncio.sleep(7)
+        ended = await owner.fetchval(
+            """select count(pg_terminate_backend(pid)) from pg_stat_activity
+                where datname = current_database() and query ilike 'listen%'"""
+        )
+        await transaction.commit()
+        committed = time.monotonic()
+        assert ended >= 1, "nobody was listening: the test shows nothing"
+        for each in (events, all_events):
+            event = await anext(each)
+            assert (event.event, event.data["status"], event.data["version"]) == ("status", "processing", 2)
+        assert time.monotonic() - committed < TICK_SECONDS_MAX

@@ -364,3 +364,18 @@ async def test_a_report_that_names_no_delivery_is_of_the_current_one(
     assert await store.report(task_id, Report(attempt=1, progress=20)) == "applied"
     row = await _row(owner, task_id)
     assert (row.delivery, row.progress) == (3, 20)
+
+
+@pytest.mark.parametrize("never", [False, True])
+async def test_a_task_that_a_rule_of_the_app_keeps_from_failing_holds_up_no_other(
+    store: TaskStore, owner: Connection, user: User, never: bool
+) -> None:
+    odd, *others = [(await store.create(user.claims, user.id, "a boat", b"{}")).task_id for _ in range(5)]
+    await owner.execute("update image_generations set deadline_at = now() - interval '2 s' where task_id = $1", odd)
+    await _overdue(owner, *others)
+    rule = f"task_id <> '{odd}'" + ("" if never else " or status <> 'failed'")
+    await owner.execute(f"alter table image_generations add constraint of_the_app check ({rule}) not valid")
+    assert await store.expire() == 4
+    assert {(await _row(owner, task_id)).status for task_id in others} == {"failed"}
+    assert await store.expire() == 0
+    assert (await _row(owner, odd)).status == "pending"
