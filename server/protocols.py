@@ -11,6 +11,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 HEAD_BYTES_MAX = 32_768
 # From the connection, or the first byte of a later request, to the last byte of its body.
 REQUEST_SECONDS_MAX = 30.0
+LINGER_SECONDS = 1.0
 _PROBLEM = (
     b'{"type":"about:blank","title":"The head of the request is too large","status":431,'
     b'"detail":"A request line and its headers may have 32768 bytes","code":"head_too_large"}'
@@ -26,6 +27,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     _late: asyncio.TimerHandle | None = None
     _head_bytes: int | None = 0  # None while a body is read
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
@@ -45,13 +47,18 @@ class LimitedHttp(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         if self._head_bytes is not None:
             self._head_bytes += len(data)
         super().data_received(data)
         # A chunk that ends the head may hold a body as well: only a head that goes on is counted.
         if self._head_bytes is not None and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self._refused = True
             self.transport.write(TOO_LARGE)
-            self.transport.close()
+            # What still comes is dropped for a moment: closing at once would reset the connection, and the client
+            # might never read why.
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -26,6 +26,8 @@ REAP_SECONDS = 1.0
 CLEAN_SECONDS = 60.0
 # A retry further off than this is found by the poll: no timer for each is kept.
 TIMER_SECONDS_MAX = 60.0
+# After an absence of Postgres, until the others are taken for dead: they have to connect anew, all at once.
+RECOVERY_SECONDS = 2 * LEASE_SECONDS
 GRACE_SECONDS = 0.8
 CLOSE_SECONDS_MAX = 4.0
 FINISH_SECONDS_MAX = 60.0
@@ -51,7 +53,7 @@ class Engine:
         self._poked = asyncio.Event()
         self._claiming = asyncio.Lock()
         self._stopping = False
-        self._cut_off_at = -LEASE_SECONDS
+        self._cut_off_at = -RECOVERY_SECONDS
 
     def poke(self) -> None:
         self._poked.set()
@@ -196,7 +198,7 @@ class Engine:
                 log.info("delivery_dropped", message_id=message.id)
 
     async def _reap(self) -> None:
-        if time.monotonic() - self._cut_off_at < LEASE_SECONDS:
+        if time.monotonic() - self._cut_off_at < RECOVERY_SECONDS:
             return  # the others were cut off as well: they live, and renew what they hold first
         for message in await self._messages.expired():
             log.warning("lease_expired", message_id=message.id, delivery=message.deliveries)
