@@ -8,10 +8,8 @@ five times as long).
 
 import asyncio
 import base64
-import os
 import secrets
 import time
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -22,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from server import results
 from server.body import decode_json, read_body
 from server.dispatch.signature import BadSignature, verify
 from server.errors import Problem
@@ -109,7 +108,7 @@ class Generator:
                 return _answer(200, {"cancelled": True})
         await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
         name = f"{secrets.token_urlsafe(24)}.png"
-        await asyncio.to_thread(_store, self._folder, name, image)
+        await asyncio.to_thread(lambda: results.save(self._folder, name, draw.encode(image)))
         return _answer(200, {"result": f"/results/{name}"})
 
 
@@ -137,17 +136,6 @@ class Reports:
             log.warning("report_failed", reason=type(error).__name__)
             return False
         return isinstance(said, dict) and said.get("cancel") is True
-
-
-def _store(folder: Path, name: str, image: Any) -> None:
-    """Whole or not at all under its name: a reader never sees half a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{name}.part"
-    with part.open("wb") as file:
-        file.write(draw.encode(image))
-        file.flush()
-        os.fsync(file.fileno())  # the task is committed as completed next: its picture must be as durable
-    part.replace(folder / name)
 
 
 def _answer(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
