@@ -20,7 +20,7 @@ from server import errors
 from server.db import UNAVAILABLE
 from server.errors import Problem, problem_response
 from server.metrics import Metrics
-from server.settings import is_loopback
+from server.values import is_loopback
 
 log = structlog.get_logger()
 

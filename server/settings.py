@@ -5,15 +5,16 @@ a person fixing a deployment should not have to restart it once per mistake.
 """
 
 import dataclasses
-import ipaddress
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from server.dispatch.retry import BadExpression, parse_delay
+from server import values
+from server.generators import PROVIDERS, Generator, Provider, contradictions, parse_generators, parse_headers, parse_url
+from server.template import Template, parse_template
+from server.values import is_loopback
 
 SIGNING_KEY_CHARACTERS_MIN = 32  # HS256 wants 256 bits (RFC 7518, 3.2); QStash's own keys have 32 characters
 
@@ -26,87 +27,6 @@ class InvalidSettings(ValueError):
         self.problems = problems
 
 
-def _text(value: str) -> str:
-    return value
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
-        if not re.fullmatch(r"-?[0-9]{1,12}", value) or not low <= int(value) <= high:
-            raise ValueError(f"must be a whole number from {low} to {high}")
-        return int(value)
-
-    return parse
-
-
-def _seconds(low: float, high: float) -> Callable[[str], float]:
-    def parse(value: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", value) or not low <= float(value) <= high:
-            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
-        return float(value)
-
-    return parse
-
-
-def _url(*schemes: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            _ = parts.port
-        except ValueError:
-            raise ValueError("is not a URL") from None
-        if parts.scheme not in schemes:
-            raise ValueError(f"must begin with {' or '.join(s + '://' for s in schemes)}")
-        if parts.scheme in ("http", "https"):
-            if not parts.hostname:
-                raise ValueError("names no host")
-            if parts.username is not None or parts.password is not None:
-                raise ValueError("must not carry a user name or password")
-        return value
-
-    return parse
-
-
-def _base_url(value: str) -> str:
-    parsed = _url("http", "https")(value)
-    if urlsplit(parsed).query or urlsplit(parsed).fragment:
-        raise ValueError("must not have a query or fragment")
-    return parsed.rstrip("/")
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(value: str) -> str:
-        if value not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
-        return value
-
-    return parse
-
-
-def _pointer(value: str) -> str:
-    if not re.fullmatch(r"(/([^~/]|~[01])*)+", value):
-        raise ValueError("must be a JSON pointer such as /data/0/url")
-    return value
-
-
-def _expression(value: str) -> str:
-    try:
-        parse_delay(value)
-    except BadExpression as error:
-        raise ValueError(f"is not an expression over `retried`: {error}") from None
-    return value
-
-
-def _prefix(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.:-]{0,64}", value):
-        raise ValueError("may hold at most 64 letters, digits and _ . : -")
-    return value
-
-
-def _origins(value: str) -> tuple[str, ...]:
-    return tuple(_base_url(part.strip()) for part in value.split(",") if part.strip())
-
-
 def _setting(env: str, default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
     return dataclasses.field(
         default=default, repr=not secret, metadata={"env": env, "parse": parse, "doc": doc, "secret": secret}
@@ -117,108 +37,151 @@ def _setting(env: str, default: Any, parse: Callable[[str], Any], doc: str, *, s
 class Settings:
     """Build with `Settings.from_env()`; every field has its variable and its explanation in its metadata."""
 
-    host: str = _setting("HOST", "127.0.0.1", _text, "Address the web process listens on.")
-    port: int = _setting("PORT", 8000, _integer(0, 65535), "Port the web process listens on; 0 takes any.")
+    host: str = _setting("HOST", "127.0.0.1", values.text, "Address the web process listens on.")
+    port: int = _setting("PORT", 8000, values.integer(0, 65535), "Port the web process listens on; 0 takes any.")
     public_url: str | None = _setting(
         "PUBLIC_URL",
         None,
-        _base_url,
+        values.base_url,
         "The address QStash reaches this server by; pictures of ours are shown below it.",
     )
     callback_url: str | None = _setting(
         "CALLBACK_URL",
         None,
-        _base_url,
+        values.base_url,
         "Base of the callback and progress URLs when it differs from PUBLIC_URL (a private network).",
     )
     database_url: str | None = _setting(
         "DATABASE_URL",
         None,
-        _url("postgres", "postgresql"),
+        values.url("postgres", "postgresql"),
         "Postgres 15 or newer, or Supabase. Unset: `up` runs a private one.",
         secret=True,
     )
     database_connections: int = _setting(
-        "DATABASE_CONNECTIONS", 10, _integer(2, 200), "Connections a process opens to Postgres at most."
+        "DATABASE_CONNECTIONS", 10, values.integer(2, 200), "Connections a process opens to Postgres at most."
     )
     redis_url: str | None = _setting(
         "REDIS_URL",
         None,
-        _url("redis", "rediss", "unix"),
+        values.url("redis", "rediss", "unix"),
         "Redis or Valkey for the push channels. Unset: `up` runs a private one; else notices in Postgres are used.",
         secret=True,
     )
     redis_prefix: str = _setting(
-        "REDIS_PREFIX", "", _prefix, "Put before every channel name, for several deployments on one Redis."
+        "REDIS_PREFIX", "", values.prefix, "Put before every channel name, for several deployments on one Redis."
     )
     qstash_url: str | None = _setting(
         "QSTASH_URL",
         None,
-        _base_url,
+        values.base_url,
         "The QStash API. Unset: Upstash when QSTASH_TOKEN is set, else our own.",
     )
-    qstash_token: str | None = _setting("QSTASH_TOKEN", None, _text, "Token of the QStash API.", secret=True)
+    qstash_token: str | None = _setting("QSTASH_TOKEN", None, values.text, "Token of the QStash API.", secret=True)
     qstash_current_signing_key: str | None = _setting(
-        "QSTASH_CURRENT_SIGNING_KEY", None, _text, "Key that callbacks are signed with.", secret=True
+        "QSTASH_CURRENT_SIGNING_KEY", None, values.text, "Key that callbacks are signed with.", secret=True
     )
     qstash_next_signing_key: str | None = _setting(
         "QSTASH_NEXT_SIGNING_KEY",
         None,
-        _text,
+        values.text,
         "Key that they will be signed with after a rotation.",
         secret=True,
     )
-    dispatcher_host: str = _setting("DISPATCHER_HOST", "127.0.0.1", _text, "Address our dispatcher listens on.")
+    dispatcher_host: str = _setting("DISPATCHER_HOST", "127.0.0.1", values.text, "Address our dispatcher listens on.")
     dispatcher_port: int = _setting(
         "DISPATCHER_PORT",
         8080,
-        _integer(0, 65535),
+        values.integer(0, 65535),
         "Port our dispatcher's QStash API listens on; 0 takes any.",
     )
     dispatcher_parallelism: int = _setting(
         "DISPATCHER_PARALLELISM",
         16,
-        _integer(1, 10_000),
+        values.integer(1, 10_000),
         "Deliveries a dispatcher process has under way at once.",
     )
     dispatcher_private_origins: tuple[str, ...] = _setting(
         "DISPATCHER_PRIVATE_ORIGINS",
         (),
-        _origins,
+        values.origins,
         "Origins on a private network our dispatcher may deliver to, comma-separated; all others must be public.",
     )
     generator_url: str | None = _setting(
         "GENERATOR_URL",
         None,
-        _url("http", "https"),
+        parse_url,
         "The HTTP image API that does the work. Unset: `up` runs the built-in one.",
+    )
+    generator_body: Template | None = _setting(
+        "GENERATOR_BODY",
+        None,
+        parse_template,
+        'JSON template of its request, such as {"input": {"prompt": "{prompt}"}}. Unset: the params and the prompt.',
+        secret=True,
+    )
+    generator_headers: tuple[tuple[str, str], ...] = _setting(
+        "GENERATOR_HEADERS",
+        (),
+        parse_headers,
+        'JSON object of headers that its requests carry, such as {"Authorization": "Bearer …"}.',
+        secret=True,
     )
     generator_result: str | None = _setting(
         "GENERATOR_RESULT",
         None,
-        _pointer,
-        "JSON pointer to the picture's URL in its answer. Unset: the usual places (/result, /url, /data/0/url, …).",
+        values.pointer,
+        "JSON pointer to the picture in its answer. Unset: the usual places (/result, /url, /data/0/url, …).",
+    )
+    generator_webhook: Provider | None = _setting(
+        "GENERATOR_WEBHOOK",
+        None,
+        values.choice(*PROVIDERS),
+        "Who calls {webhookUrl} when the picture is there: standard, replicate or fal. Unset: its answer is the end.",
+    )
+    generators: tuple[Generator, ...] = _setting(
+        "GENERATORS",
+        (),
+        parse_generators,
+        'More generators, by the name a task asks for: {"fast": {"url", "body"?, "headers"?, "result"?, "webhook"?}}.',
+        secret=True,
+    )
+    webhook_secret_standard: tuple[bytes, ...] = _setting(
+        "WEBHOOK_SECRET_STANDARD",
+        (),
+        values.secrets,
+        "Secret (whsec_…) of a Standard Webhooks sender; several, apart by a space, while they are exchanged.",
+        secret=True,
+    )
+    webhook_secret_replicate: tuple[bytes, ...] = _setting(
+        "WEBHOOK_SECRET_REPLICATE", (), values.secrets, "Secret (whsec_…) of your webhooks at Replicate.", secret=True
+    )
+    webhook_keys_fal: str = _setting(
+        "WEBHOOK_KEYS_FAL",
+        "https://rest.fal.ai/.well-known/jwks.json",
+        values.key_set,
+        "Where the keys are published that fal signs webhooks with.",
     )
     generator_seconds: float = _setting(
-        "GENERATOR_SECONDS", 4.0, _seconds(0, 600), "How long the built-in generator takes for a picture."
+        "GENERATOR_SECONDS", 4.0, values.seconds(0, 600), "How long the built-in generator takes for a picture."
     )
     generator_timeout_seconds: float = _setting(
         "GENERATOR_TIMEOUT_SECONDS",
         300.0,
-        _seconds(1, 7200),
+        values.seconds(1, 7200),
         "How long one request to the generator may take.",
     )
     generator_retries: int = _setting(
-        "GENERATOR_RETRIES", 3, _integer(0, 100), "Deliveries after the first that failed, for each attempt."
+        "GENERATOR_RETRIES", 3, values.integer(0, 100), "Deliveries after the first that failed, for each attempt."
     )
     generator_retry_delay_ms: str = _setting(
         "GENERATOR_RETRY_DELAY",
         "1000 * pow(2, retried)",
-        _expression,
+        values.expression,
         "Milliseconds before a retry, as a QStash expression over `retried` (0 at the first).",
     )
     task_deadline_seconds: float = _setting(
-        "TASK_DEADLINE_SECONDS", 900.0, _seconds(1, 86_400), "How long a run may take before its task fails."
+        "TASK_DEADLINE_SECONDS", 900.0, values.seconds(1, 86_400), "How long a run may take before its task fails."
     )
     data_dir: Path = _setting(
         "DATA_DIR",
@@ -229,11 +192,11 @@ class Settings:
     log_level: str = _setting(
         "LOG_LEVEL",
         "info",
-        _choice("debug", "info", "warning", "error"),
+        values.choice("debug", "info", "warning", "error"),
         "The least severe line that is logged.",
     )
     log_format: str = _setting(
-        "LOG_FORMAT", "json", _choice("json", "console"), "One JSON object a line, or a line for people."
+        "LOG_FORMAT", "json", values.choice("json", "console"), "One JSON object a line, or a line for people."
     )
 
     @classmethod
@@ -252,6 +215,9 @@ class Settings:
                 problems.append(f"{name} {error}{shown}")
         settings = cls(**values)
         problems += _contradictions(settings)
+        # What fits together can be told when each is right by itself.
+        if not any(problem.startswith(("GENERATOR", "WEBHOOK_")) for problem in problems):
+            problems += _generator_contradictions(settings)
         if problems:
             raise InvalidSettings(problems)
         return settings
@@ -263,19 +229,29 @@ class Settings:
         return self.callback_url or self.public_url or f"http://{host}:{self.port}"
 
     @property
+    def webhook_base(self) -> str:
+        """The URL that webhooks are sent below: their senders are on the Internet, where QStash may be near."""
+        return self.public_url or self.callback_base
+
+    @property
+    def generator_by_name(self) -> dict[str | None, Generator]:
+        """All that a task may ask for; None is the one it gets without asking."""
+        named: dict[str | None, Generator] = {generator.name: generator for generator in self.generators}
+        if self.generator_url is None:
+            return named
+        default = Generator(
+            url=self.generator_url,
+            body=self.generator_body,
+            headers=self.generator_headers,
+            result=self.generator_result,
+            webhook=self.generator_webhook,
+        )
+        return {None: default, **named}
+
+    @property
     def signing_keys(self) -> tuple[str, ...]:
         """The keys a callback may be signed with, current first."""
         return tuple(k for k in (self.qstash_current_signing_key, self.qstash_next_signing_key) if k)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or literal address can only be reached from this machine."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def far_qstash_problems(settings: Settings) -> list[str]:
@@ -321,4 +297,16 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"HOST is {settings.host!r}, but without sign-in the server may listen on loopback only (127.0.0.1)"
         )
+    return problems
+
+
+def _generator_contradictions(settings: Settings) -> list[str]:
+    verifiable = {
+        "standard": bool(settings.webhook_secret_standard),
+        "replicate": bool(settings.webhook_secret_replicate),
+        "fal": True,
+    }
+    problems: list[str] = []
+    for name, generator in settings.generator_by_name.items():
+        problems += contradictions("GENERATOR_URL" if name is None else f"GENERATORS: {name}", generator, verifiable)
     return problems

@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.settings import PUBLIC_DEVELOPMENT_SECRETS, InvalidSettings, Settings, far_qstash_problems, is_loopback
+from server.settings import PUBLIC_DEVELOPMENT_SECRETS, InvalidSettings, Settings, far_qstash_problems
+from server.values import is_loopback
 
 pytestmark = pytest.mark.pure
 
@@ -31,8 +32,15 @@ GOOD = {
     "DISPATCHER_PORT": "9080",
     "DISPATCHER_PARALLELISM": "4",
     "DISPATCHER_PRIVATE_ORIGINS": "http://10.0.0.2:9000, http://gpu.test/",
-    "GENERATOR_URL": "https://images.test/v1/generate?size=large",
+    "GENERATOR_URL": "https://images.test/v1/generate?size=large&hook={webhookUrl}",
+    "GENERATOR_BODY": '{"input":{"prompt":"{prompt}","key":"hunter2"}}',
+    "GENERATOR_HEADERS": '{"Authorization":"Bearer hunter2"}',
     "GENERATOR_RESULT": "/data/0/a~1b",
+    "GENERATOR_WEBHOOK": "replicate",
+    "GENERATORS": '{"fast":{"url":"https://fast.test/","headers":{"X-Key":"hunter2"},"body":{"key":"hunter2"}}}',
+    "WEBHOOK_SECRET_STANDARD": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx",
+    "WEBHOOK_SECRET_REPLICATE": "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD",
+    "WEBHOOK_KEYS_FAL": "http://127.0.0.1:9/keys",
     "GENERATOR_SECONDS": "0.5",
     "GENERATOR_TIMEOUT_SECONDS": "60",
     "GENERATOR_RETRIES": "0",
@@ -63,6 +71,57 @@ BAD = {
     "DISPATCHER_PARALLELISM": ["0", "10001"],
     "DISPATCHER_PRIVATE_ORIGINS": ["http://ok.test,gpu.test"],
     "GENERATOR_URL": ["images.test", "file:///etc/passwd", "https:///path"],
+    "GENERATOR_BODY": [
+        "{prompt}",
+        '"{prompt}"',
+        "[]",
+        '{"a":"{promt}"}',
+        '{"a":"{params}"}',
+        '{"a":"{params.a b}"}',
+        '{"a":"{ prompt }"}',
+        '{"a":"one { only"}',
+        '{"a":["}"]}',
+        '{"a":' * 100 + '"x"' + "}" * 100,
+        '{"a":"\\ud800"}',
+    ],
+    "GENERATOR_HEADERS": [
+        "Authorization: Bearer x",
+        '["x"]',
+        '{"X-Key":7}',
+        '{"X Key":"x"}',
+        '{"":"x"}',
+        '{"X-Key":"a\\nX-Other: b"}',
+        '{"X-Key":""}',
+        '{"X-Key":" x"}',
+        '{"X-Key":"ü"}',
+        '{"X-Key":"a","x-key":"b"}',
+        '{"Host":"evil.test"}',
+        '{"content-type":"text/plain"}',
+        '{"Upstash-Callback":"https://evil.test"}',
+        '{"Taskbeam-Progress-Token":"x"}',
+    ],
+    "GENERATOR_WEBHOOK": ["Replicate", "stripe"],
+    "GENERATORS": [
+        "fast",
+        "[]",
+        '{"fast":"https://fast.test/"}',
+        '{"fast":{}}',
+        '{"fast":{"url":"fast.test"}}',
+        '{"fast":{"url":"https://{prompt}.test/"}}',
+        '{"fast":{"url":"https://fast.test/{webhookUrl}"}}',
+        '{"fast":{"url":"https://fast.test/?{params.x}"}}',
+        '{"fast":{"url":"https://fast.test/","headers":{"Host":"x"}}}',
+        '{"fast":{"url":"https://fast.test/","body":{"a":"{x}"}}}',
+        '{"fast":{"url":"https://fast.test/","body":"{prompt}"}}',
+        '{"fast":{"url":"https://fast.test/","result":"url"}}',
+        '{"fast":{"url":"https://fast.test/","webhook":"stripe"}}',
+        '{"fast":{"url":"https://fast.test/","reslut":"/url"}}',
+        '{"fast one":{"url":"https://fast.test/"}}',
+        '{"":{"url":"https://fast.test/"}}',
+    ],
+    "WEBHOOK_SECRET_STANDARD": ["whsec_", "whsec_c2hvcnQ=", "hunter2 hunter2", "whsec_%%%%"],
+    "WEBHOOK_SECRET_REPLICATE": ["whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD x"],
+    "WEBHOOK_KEYS_FAL": ["http://rest.fal.ai/keys", "rest.fal.ai"],
     "GENERATOR_RESULT": ["url", "/a~2", "data.0.url"],
     "GENERATOR_SECONDS": ["-1", "601", "nan", "inf", "1e2", "soon"],
     "GENERATOR_TIMEOUT_SECONDS": ["0", "7201"],
@@ -88,8 +147,9 @@ def test_each_has_a_variable_and_an_explanation(field: "dataclasses.Field[object
     assert field.metadata["doc"].endswith("."), "a sentence"
     assert callable(field.metadata["parse"])
     assert field.repr is not field.metadata["secret"]
-    looks_secret = re.search(r"token|key|password|secret|database_url|redis_url", field.name)
-    assert field.metadata["secret"] == bool(looks_secret)
+    looks_secret = re.search(r"token|key|password|secret|database_url|redis_url|body|headers|generators", field.name)
+    published = field.name == "webhook_keys_fal"
+    assert field.metadata["secret"] == (bool(looks_secret) and not published)
 
 
 def test_no_two_share_a_variable() -> None:
@@ -142,6 +202,46 @@ def test_contradictions_are_reported_with_wrong_values() -> None:
 )
 def test_what_is_needed_together(env: dict[str, str], missing: str) -> None:
     assert [problem.split()[0] for problem in problems(env)] == [missing]
+
+
+REPLICATE = {"GENERATOR_WEBHOOK": "replicate", "WEBHOOK_SECRET_REPLICATE": GOOD["WEBHOOK_SECRET_REPLICATE"]}
+CALLS_BACK = {"GENERATOR_URL": "https://g.test/", "GENERATOR_BODY": '{"hook":"{webhookUrl}","p":"{prompt}"}'}
+
+
+@pytest.mark.parametrize(
+    ("env", "first"),
+    [
+        (CALLS_BACK | {"GENERATOR_WEBHOOK": "standard"}, "WEBHOOK_SECRET_STANDARD"),
+        (CALLS_BACK, "GENERATOR_URL"),
+        ({"GENERATOR_URL": "https://g.test/?hook={webhookUrl}"}, "GENERATOR_URL"),
+        (REPLICATE | {"GENERATOR_URL": "https://g.test/", "GENERATOR_BODY": '{"p":"{prompt}"}'}, "GENERATOR_URL"),
+        ({"GENERATORS": '{"a":{"url":"https://g.test/?h={webhookUrl}","webhook":"replicate"}}'}, "WEBHOOK_SECRET_"),
+        ({"GENERATORS": '{"a":{"url":"https://g.test/","webhook":"fal"}}'}, "GENERATORS: a "),
+    ],
+)
+def test_a_webhook_is_told_and_can_be_trusted(env: dict[str, str], first: str) -> None:
+    (problem,) = problems(env)
+    assert problem.startswith(first)
+
+
+def test_generators_by_name() -> None:
+    found = Settings.from_env(GOOD).generator_by_name
+    assert found.keys() == {None, "fast"}
+    default, fast = found[None], found["fast"]
+    assert (default.url, default.result) == (GOOD["GENERATOR_URL"], "/data/0/a~1b")
+    assert (default.headers, default.webhook) == ((("Authorization", "Bearer hunter2"),), "replicate")
+    assert (fast.url, fast.headers, fast.webhook) == ("https://fast.test/", (("X-Key", "hunter2"),), None)
+    assert "hunter2" not in repr(found)
+    assert Settings().generator_by_name == {}
+    assert Settings.from_env(CALLS_BACK | REPLICATE).generator_by_name.keys() == {None}
+
+
+def test_a_secret_of_a_webhook_may_be_padded_or_not() -> None:
+    first, second = Settings.from_env(GOOD).webhook_secret_standard
+    assert (first[:3], second[:3]) == (b"1\xf2\x90", b"1\xf2\x90")
+    assert Settings.from_env({"WEBHOOK_SECRET_STANDARD": "whsec_AAAAAAAAAAAAAAAAAAAAAA"}).webhook_secret_standard == (
+        bytes(16),
+    )
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "app.test", "localhost.evil.test"])  # noqa: S104
