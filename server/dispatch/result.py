@@ -1,7 +1,7 @@
 """Finds the result in what a generator answered. Pure.
 
-The answer is any HTTP image API's JSON; where the result stands in it is a JSON pointer (RFC 6901), or one of
-the usual places.
+The answer is a picture itself, or any HTTP image API's JSON; where the result stands in that is a JSON pointer
+(RFC 6901), or one of the usual places. There it is a URL, or the picture in base64.
 """
 
 import re
@@ -10,9 +10,20 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from server.dispatch.picture import BadPicture, Picture, read_bytes, read_text
+
 RESULT_CHARACTERS_MAX = 8_192
 REASON_PLACES = ("/error", "/error/message", "/message", "/detail")
-USUAL_PLACES = ("/result", "/url", "/data/0/url", "/output/0", "/output", "/images/0/url")
+USUAL_PLACES = (
+    "/result",
+    "/url",
+    "/data/0/url",
+    "/data/0/b64_json",
+    "/output/0",
+    "/output",
+    "/images/0/url",
+    "/images/0",
+)
 
 
 # A file name of our result store: no folder, no escape, so that no other route of ours can be meant.
@@ -24,17 +35,36 @@ class BadResult(ValueError):
     """The answer holds no usable result; the message is a sentence for the task's owner."""
 
 
-def find_result(answer: bytes, pointer: str | None) -> str:
-    """The URL of the result. Relative ones are our own result store's. Raises BadResult."""
+def find_result(answer: bytes, pointer: str | None) -> str | Picture:
+    """The URL of the result, or the picture itself. Relative URLs are our own result store's. Raises BadResult."""
+    try:
+        picture = read_bytes(answer)
+    except BadPicture as error:
+        raise BadResult(str(error)) from error
+    if picture is not None:
+        return picture
     try:
         document = msgspec.json.decode(answer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadResult("The generator's answer is not JSON") from error
+    return find_in(document, pointer)
+
+
+def find_in(document: Any, pointer: str | None) -> str | Picture:
+    """As find_result(), in an answer that was decoded."""
     found = (resolve(document, place) for place in ([pointer] if pointer else USUAL_PLACES))
     value = next((v for v in found if isinstance(v, str) and v), None)
     if value is None:
         raise BadResult(f"The generator's answer has no result at {pointer or ', '.join(USUAL_PLACES)}")
-    return _checked(value)
+    return read_result(value)
+
+
+def read_result(value: str) -> str | Picture:
+    """One result: a URL, a data URL, or a picture in base64. Raises BadResult."""
+    try:
+        return read_text(value) or _checked(value)
+    except BadPicture as error:
+        raise BadResult(str(error)) from error
 
 
 def find_reason(answer: bytes) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from server.dispatch.picture import Picture
 from server.dispatch.result import RESULT_CHARACTERS_MAX, USUAL_PLACES, BadResult, find_reason, find_result, resolve
 
 pytestmark = pytest.mark.pure
@@ -70,7 +71,7 @@ def test_pointers_to_nothing(pointer: str) -> None:
     assert resolve(RFC, pointer) is None
 
 
-def find(answer: Any, pointer: str | None = None) -> str:
+def find(answer: Any, pointer: str | None = None) -> str | Picture:
     return find_result(msgspec.json.encode(answer), pointer)
 
 
