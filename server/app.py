@@ -22,8 +22,10 @@ from server import openapi
 from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_pool
 from server.dispatch.callback import Callback
 from server.dispatch.destination import origin_of
+from server.dispatch.finish import Finish
 from server.dispatch.outbox import Outbox
 from server.dispatch.progress import Progress
+from server.dispatch.webhook import Webhook
 from server.guard import Guard
 from server.metrics import Metrics
 from server.push.bus import Bus, NoticeBus, RedisBus
@@ -91,18 +93,19 @@ class Web:
         outbox = Outbox(pool, store, settings, secret, metrics)
         pace = Pace()
         await tick.begin()
+        generators = settings.generator_by_name
+        finish = Finish(store, settings.data_dir / "results", secret)
         following = Following(hub, bus, reader)
         self._router.routes.extend(
             routes(
                 settings,
-                tasks=TaskEndpoints(store, reader, pace, metrics),
+                tasks=TaskEndpoints(store, reader, pace, metrics, generators),
                 poll=Poll(following, reader, pace, metrics),
                 streams=EventStreams(following, metrics),
                 sockets=Sockets(following, metrics),
-                callback=Callback(
-                    store, settings.signing_keys, settings.callback_base, settings.generator_result, metrics
-                ),
-                progress=Progress(store, secret, metrics),
+                callback=Callback(store, finish, settings.signing_keys, settings.callback_base, generators, metrics),
+                progress=Progress(store, finish, secret, metrics),
+                webhook=Webhook(store, finish, settings, secret, metrics),
                 health=Health(pool, bus if redis_url else None, metrics),
             )
         )
@@ -138,6 +141,7 @@ def routes(
     sockets: Sockets,
     callback: Callback,
     progress: Progress,
+    webhook: Webhook,
     health: "Health",
 ) -> list[BaseRoute]:
     """The route table."""
@@ -149,6 +153,7 @@ def routes(
         WebSocketRoute("/api/generate/ws", sockets.serve),
         Route("/api/generate/callback", callback.answer, methods=["POST"]),
         Route("/api/generate/progress", progress.answer, methods=["POST"]),
+        Route("/api/generate/webhook/{provider}", webhook.answer, methods=["POST"]),
         Route("/results/{name}", Results(settings.data_dir / "results").answer, methods=["GET"]),
         Route("/healthz", health.alive, methods=["GET"]),
         Route("/readyz", health.ready, methods=["GET"]),
@@ -215,7 +220,8 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 def _image_origins(settings: Settings) -> set[str]:
     """A generator on the operator's own network may answer with plain http:// URLs of its own."""
-    return {origin_of(url) for url in (settings.generator_url, settings.public_url) if url}
+    told = (settings.public_url, *(generator.url for generator in settings.generator_by_name.values()))
+    return {origin_of(url) for url in told if url}
 
 
 def _require(settings: Settings) -> None:

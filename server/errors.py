@@ -44,6 +44,10 @@ class InvalidCursor(BadRequest):
     code, title = "invalid_cursor", "The cursor is not one of ours"
 
 
+class UnknownGenerator(BadRequest):
+    code, title = "unknown_generator", "This server has no generator of that name"
+
+
 class Unauthorized(Problem):
     status, code, title = 401, "unauthorized", "The caller is not known"
 
@@ -74,6 +78,14 @@ class NotFound(Problem):
 
 class TaskNotFound(NotFound):
     code, title = "task_not_found", "There is no such task"
+
+
+class UnknownProvider(NotFound):
+    code, title = "unknown_provider", "Webhooks of this provider are not understood"
+
+
+class WebhookNotConfigured(NotFound):
+    code, title = "webhook_not_configured", "No generator of this server is called back by this provider"
 
 
 class MethodNotAllowed(Problem):

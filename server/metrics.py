@@ -25,6 +25,9 @@ class Metrics:
         self.callbacks = Counter(
             "taskbeam_callbacks_total", "Callbacks by what became of them.", ["outcome"], registry=r
         )
+        self.webhooks = Counter(
+            "taskbeam_webhooks_total", "Webhooks of generators by outcome.", ["provider", "outcome"], registry=r
+        )
         self.reports = Counter("taskbeam_reports_total", "Progress reports by outcome.", ["outcome"], registry=r)
         self.dispatched = Counter(
             "taskbeam_dispatches_total", "Attempts to hand a task to QStash.", ["outcome"], registry=r

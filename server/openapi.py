@@ -12,6 +12,7 @@ from starlette.responses import Response
 from server import errors
 from server.dispatch.callback import Delivery
 from server.dispatch.progress import ProgressReport
+from server.generators import PROVIDERS
 from server.tasks.endpoints import Accepted, Generate, Page
 from server.tasks.snapshot import Snapshot
 
@@ -35,6 +36,13 @@ class Outcome(msgspec.Struct):
     ok: bool
     outcome: str
     cancel: bool = False
+
+
+class WebhookBody(msgspec.Struct):
+    """A prediction (replicate), a queue's news (fal), or an event with `type` and `data` (standard)."""
+
+    status: str | None = None
+    type: str | None = None
 
 
 def _query(
@@ -87,7 +95,14 @@ OPERATIONS: tuple[tuple[str, str, str, list[dict[str, Any]], Any, dict[int, tupl
         [],
         Generate,
         {202: ("The task was accepted.", Accepted)},
-        (errors.InvalidBody, errors.InvalidPrompt, errors.TooLarge, errors.UnsupportedMediaType, errors.Unavailable),
+        (
+            errors.InvalidBody,
+            errors.InvalidPrompt,
+            errors.UnknownGenerator,
+            errors.TooLarge,
+            errors.UnsupportedMediaType,
+            errors.Unavailable,
+        ),
     ),
     (
         "/api/generate",
@@ -151,6 +166,37 @@ OPERATIONS: tuple[tuple[str, str, str, list[dict[str, Any]], Any, dict[int, tupl
         (errors.BadToken, errors.InvalidBody, errors.TaskNotFound, errors.TooLarge, errors.Unavailable),
     ),
     (
+        "/api/generate/webhook/{provider}",
+        "post",
+        "The webhook of a generator that calls back itself, signed as its provider signs",
+        [
+            {
+                "name": "provider",
+                "in": "path",
+                "required": True,
+                "description": "Whose webhook it is.",
+                "schema": {"type": "string", "enum": list(PROVIDERS)},
+            },
+            _query("task", "The task's id.", required=True),
+            _query("attempt", "Its attempt.", required=True, kind="integer"),
+            _query("token", "The token of this run's webhook.", required=True),
+            _query("generator", "The generator's name, if it has one."),
+        ],
+        WebhookBody,
+        {200: ("Taken note of.", Outcome)},
+        (
+            errors.InvalidParameter,
+            errors.InvalidBody,
+            errors.BadToken,
+            errors.BadSignature,
+            errors.UnknownProvider,
+            errors.WebhookNotConfigured,
+            errors.TaskNotFound,
+            errors.TooLarge,
+            errors.Unavailable,
+        ),
+    ),
+    (
         "/results/{name}",
         "get",
         "A picture",
@@ -175,7 +221,7 @@ OPERATIONS: tuple[tuple[str, str, str, list[dict[str, Any]], Any, dict[int, tupl
 
 def document() -> dict[str, Any]:
     """The whole description as a JSON object."""
-    types = [Generate, Accepted, Page, Snapshot, Delivery, ProgressReport, Outcome, ProblemDetails]
+    types = [Generate, Accepted, Page, Snapshot, Delivery, ProgressReport, WebhookBody, Outcome, ProblemDetails]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     # Encoded once and sent as they are, so their types are told here.
     schemas["Page"]["properties"]["tasks"]["items"] = _reference(Snapshot)

@@ -5,6 +5,7 @@ last attempt ends a run; everything late, repeated or crossed is answered with 2
 it is not sent again. What could not be committed is answered with 503, so that it is.
 """
 
+import asyncio
 import base64
 import binascii
 import re
@@ -19,11 +20,14 @@ from starlette.responses import Response
 from server import errors
 from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS
-from server.dispatch.result import BadResult, find_reason, find_result
+from server.dispatch.finish import Finish
+from server.dispatch.news import Broken, Done, read_answer
+from server.dispatch.result import find_reason
 from server.dispatch.signature import BadSignature, check_body, read_claims
+from server.generators import Generator, Generators
 from server.metrics import Metrics
 from server.tasks.snapshot import TASK_ID
-from server.tasks.state import Complete, Fail, Outcome, Report
+from server.tasks.state import Fail, Outcome, Report
 from server.tasks.store import NoSuchTask, TaskStore
 
 log = structlog.get_logger()
@@ -32,6 +36,8 @@ CALLBACK_BYTES_MAX = 32 * 1024 * 1024
 CALLBACK_PATH = "/api/generate/callback"
 EXCERPT_CHARACTERS = 300
 AGAIN_SECONDS_MAX = 30
+# A picture takes a while to decode, during which nobody else would be served.
+LARGE_BYTES = 262_144
 
 
 Retries: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -56,12 +62,19 @@ class Callback:
     """The endpoint. `base_url` is where QStash was told to call: the signature binds the URL, not the Host header."""
 
     def __init__(
-        self, store: TaskStore, keys: tuple[str, ...], base_url: str, result_pointer: str | None, metrics: Metrics
+        self,
+        store: TaskStore,
+        finish: Finish,
+        keys: tuple[str, ...],
+        base_url: str,
+        generators: Generators,
+        metrics: Metrics,
     ) -> None:
         self._store = store
+        self._finish = finish
         self._keys = keys
         self._url = base_url + CALLBACK_PATH
-        self._result_pointer = result_pointer
+        self._generators = generators
         self._metrics = metrics
 
     async def answer(self, request: Request) -> Response:
@@ -74,18 +87,20 @@ class Callback:
             check_body(claims, body)
         except BadSignature as error:
             raise self._refused(error.reason) from None
-        task_id, attempt = _subject(request)
+        task_id, attempt = subject_of(request)
+        generator = self._generators.get(request.query_params.get("generator"))
+        if generator is None:
+            # The name is signed, so it was ours once: a process of another version, or other settings, will know it.
+            raise self._unavailable(request, "unknown_generator")
         delivery = decode_json(body, Delivery)
         structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         try:
-            outcome = await self._take(task_id, attempt, delivery, claims.jti)
+            outcome = await self._take(generator, task_id, attempt, delivery, claims.jti)
         except NoSuchTask:
             self._metrics.callbacks.labels("unknown_task").inc()
             raise errors.UnknownTask(headers={"Upstash-NonRetryable-Error": "true"}) from None
         except DATABASE_ERRORS as error:
-            self._metrics.callbacks.labels("unavailable").inc()
-            log.warning("callback_not_taken", reason=type(error).__name__)
-            raise errors.Unavailable(headers={"Retry-After": str(_again_seconds(request))}) from error
+            raise self._unavailable(request, type(error).__name__) from error
         self._metrics.callbacks.labels(outcome).inc()
         log.info("callback", outcome=outcome, status=delivery.status, retried=delivery.retried)
         return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
@@ -95,21 +110,28 @@ class Callback:
         log.warning("callback_refused", reason=reason)
         return errors.BadSignature()
 
-    async def _take(self, task_id: str, attempt: int, delivery: Delivery, jti: str) -> Outcome:
-        if delivery.status == 202:
-            # Accepted, not finished: the generator will report by itself.
-            accepted = Report(attempt=attempt, delivery=delivery.retried + 1)
-            return await self._store.report(task_id, accepted, jti=jti)
+    def _unavailable(self, request: Request, reason: str) -> errors.Unavailable:
+        self._metrics.callbacks.labels("unavailable").inc()
+        log.warning("callback_not_taken", reason=reason)
+        return errors.Unavailable(headers={"Retry-After": str(_again_seconds(request))})
+
+    async def _take(self, generator: Generator, task_id: str, attempt: int, delivery: Delivery, jti: str) -> Outcome:
         answer = _answer(delivery)
         if 200 <= delivery.status < 300:
-            try:
-                result = find_result(answer, self._result_pointer)
-            except BadResult as error:
-                change = Fail(attempt=attempt, error=str(error), error_code="bad_response")
-                return await self._store.fail(task_id, change, jti=jti)
-            return await self._store.complete(task_id, Complete(attempt=attempt, result=result), jti=jti)
+            given = (generator, delivery.status, answer)
+            large = len(answer) > LARGE_BYTES
+            news = await asyncio.to_thread(read_answer, *given) if large else read_answer(*given)
+            if isinstance(news, Done):
+                return await self._finish.complete(task_id, attempt, news.result, jti=jti)
+            if isinstance(news, Broken):
+                broken = Fail(attempt=attempt, error=generator.without_secrets(news.error), error_code=news.code)
+                return await self._store.fail(task_id, broken, jti=jti)
+            # Accepted, not finished: the generator will report by itself.
+            accepted = Report(attempt=attempt, delivery=delivery.retried + 1, progress=news.progress)
+            return await self._store.report(task_id, accepted, jti=jti)
         if delivery.is_last:
-            change = Fail(attempt=attempt, error=_reason(delivery.status, answer), error_code=_code(delivery.status))
+            reason = generator.without_secrets(_reason(delivery.status, answer))
+            change = Fail(attempt=attempt, error=reason, error_code=_code(delivery.status))
             return await self._store.fail(task_id, change, jti=jti)
         # Said of the delivery that failed, not of the next: that one may be well under way when this comes late.
         message = f"{_reason(delivery.status, b'')}; trying again"
@@ -117,7 +139,8 @@ class Callback:
         return await self._store.report(task_id, again, jti=jti)
 
 
-def _subject(request: Request) -> tuple[str, int]:
+def subject_of(request: Request) -> tuple[str, int]:
+    """The task and attempt that the URL of a callback or webhook names. Raises InvalidParameter."""
     task_id, attempt = request.query_params.get("task", ""), request.query_params.get("attempt", "")
     if not TASK_ID.fullmatch(task_id) or not re.fullmatch(r"[1-9][0-9]{0,8}", attempt, re.ASCII):
         raise errors.InvalidParameter("The callback URL names no task and attempt")

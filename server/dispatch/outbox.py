@@ -7,20 +7,22 @@ deduplication id names task and attempt.
 
 import asyncio
 import re
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
 import structlog
 from qstash import AsyncQStash
 from qstash.errors import QStashError
+from qstash.message import Redact
 
 from server import failpoints
 from server.db import DATABASE_ERRORS, Pool
 from server.dispatch import retry
 from server.dispatch.callback import CALLBACK_PATH
+from server.dispatch.job import Addresses, Job, compose, run_query
 from server.dispatch.message import OUR_ID
-from server.dispatch.token import make_token
+from server.generators import Generator
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tasks.state import Fail
@@ -28,13 +30,13 @@ from server.tasks.store import TaskStore
 
 log = structlog.get_logger()
 
-PROGRESS_PATH = "/api/generate/progress"
 POLL_SECONDS = 1.0
 LEASE_SECONDS = 30.0
 PUBLISH_SECONDS_MAX = 10.0
 PARALLELISM = 16
 RETRY_SECONDS_MAX = 60.0
 REASON_CHARACTERS_MAX = 500
+UNKNOWN_TRIES_MAX = 8
 
 # A callback that cannot be taken now (we are being deployed) is the only news of a finished picture. Upstash
 # allows few retries, by plan: those are stretched. Elsewhere it is tried for ten minutes, closely at first.
@@ -54,8 +56,9 @@ class Outbox:
         self._pool = pool
         self._store = store
         self._settings = settings
+        self._generators = settings.generator_by_name
         self._base_url = settings.callback_base
-        self._secret = secret
+        self._here = Addresses(settings.callback_base, settings.webhook_base, secret)
         self._metrics = metrics
         self._client = AsyncQStash(settings.qstash_token or "", base_url=settings.qstash_url, retry=False)
         self._callback_options = HOSTED if is_hosted(settings.qstash_url) else PATIENT
@@ -116,7 +119,7 @@ class Outbox:
             update taskbeam.dispatches d set tries = d.tries + 1, leased_until = now() + $2 * interval '1 second'
               from due join public.image_generations t using (task_id)
              where d.task_id = due.task_id and d.attempt = due.attempt
-            returning d.task_id, d.attempt, d.tries, t.prompt, t.params,
+            returning d.task_id, d.attempt, d.tries, t.prompt, t.params, t.generator,
                       t.attempt > d.attempt or t.status::text in ('completed', 'failed') as over
             """,
             count,
@@ -145,21 +148,18 @@ class Outbox:
 
     async def _publish(self, row: asyncpg.Record) -> str:
         task_id, attempt, settings = row["task_id"], row["attempt"], self._settings
-        callback = f"{self._base_url}{CALLBACK_PATH}?task={quote(task_id)}&attempt={attempt}"
-        body = {**msgspec.json.decode(row["params"]), "prompt": row["prompt"]}
+        generator = self._generator(row)
+        params = msgspec.json.decode(row["params"])
+        job = compose(generator, task_id, attempt, row["prompt"], params, self._here)
+        callback = f"{self._base_url}{CALLBACK_PATH}?{run_query(generator, task_id, attempt)}"
         try:
             async with asyncio.timeout(PUBLISH_SECONDS_MAX):
                 published = await self._client.message.publish(
-                    url=settings.generator_url,
-                    body=msgspec.json.encode(body),
+                    url=job.url,
+                    body=job.body,
                     content_type="application/json",
-                    headers={
-                        "Taskbeam-Task-Id": task_id,
-                        "Taskbeam-Attempt": str(attempt),
-                        "Taskbeam-Progress-Url": self._base_url + PROGRESS_PATH,
-                        "Taskbeam-Progress-Token": make_token(self._secret, task_id, attempt),
-                    },
-                    redact={"header": ["Taskbeam-Progress-Token"]},
+                    headers=job.headers,
+                    redact=_redact(job),
                     retries=settings.generator_retries,
                     retry_delay=settings.generator_retry_delay_ms,
                     timeout=f"{settings.generator_timeout_seconds:.0f}s",
@@ -173,11 +173,20 @@ class Outbox:
             status = re.match(r"Request failed with status: (\d{3})", str(error))
             # 401 and 403 are for the operator to mend, and 408 will pass; the rest is about this very message.
             if status and status[1].startswith("4") and status[1] not in ("401", "403", "404", "408", "429"):
-                raise Refused(_printable(str(error))) from error
+                raise Refused(_printable(generator.without_secrets(str(error)))) from error
             raise
         if isinstance(published, list):
             raise Refused("the generator's URL is a URL group")
         return published.message_id
+
+    def _generator(self, row: asyncpg.Record) -> Generator:
+        generator = self._generators.get(row["generator"])
+        if generator is None and row["tries"] >= UNKNOWN_TRIES_MAX:
+            raise Refused(f"this server has no generator {row['generator']!r} any more")
+        if generator is None:
+            # While versions change, the next process to take it may know it.
+            raise LookupError(f"no generator {row['generator']!r} here")
+        return generator
 
     async def _sent(self, task_id: str, attempt: int, message_id: str | None) -> None:
         await self._pool.execute(
@@ -215,6 +224,12 @@ class Outbox:
             min(RETRY_SECONDS_MAX, 0.5 * 2 ** min(tries, 10)),
             reason,
         )
+
+
+def _redact(job: Job) -> Redact:
+    if job.hides_body:
+        return Redact(header=job.hidden_headers, body=True)
+    return Redact(header=job.hidden_headers)
 
 
 def is_hosted(qstash_url: str | None) -> bool:

@@ -96,8 +96,8 @@ def _died(task: "asyncio.Task[None]") -> None:
 
 def _private_origins(settings: Settings) -> set[str]:
     """Where the operator told us to deliver needs no second permission, on whatever network it is."""
-    told = (settings.generator_url, settings.callback_base)
-    return {*settings.dispatcher_private_origins, *(url for url in told if url)}
+    told = (settings.callback_base, *(generator.url for generator in settings.generator_by_name.values()))
+    return {*settings.dispatcher_private_origins, *told}
 
 
 def _noting(start: Starter) -> OnClaim:

@@ -1,8 +1,10 @@
 """POST /api/generate/progress: what a generator says of its run, with the token it was given for that run.
 
-It may also finish the task here, for generators that answer the job with 202 and work on.
+It may also finish the task here, for generators that answer the job with 202 and work on; the result is a URL, or the
+picture itself as a data URL or in base64. Only such an end may be large: what comes many times a run must be small.
 """
 
+import asyncio
 from typing import Annotated, Literal
 
 import msgspec
@@ -11,14 +13,16 @@ from starlette.responses import Response
 
 from server import errors
 from server.body import decode_json, read_body
-from server.dispatch.result import BadResult, find_result
+from server.dispatch.finish import Finish
+from server.dispatch.result import BadResult, read_result
 from server.dispatch.token import BadToken, read_token
 from server.metrics import Metrics
-from server.tasks.state import Complete, Fail, Outcome, Report
+from server.tasks.state import Fail, Outcome, Report
 from server.tasks.store import NoSuchTask, TaskStore
 
 PROGRESS_BYTES_MAX = 65_536
 PREVIEW_BYTES_MAX = 32_768
+FINISH_BYTES_MAX = 32 * 1024 * 1024
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 
@@ -26,7 +30,8 @@ class ProgressReport(msgspec.Struct):
     """Percent done and what is being done; with `status` the end of the run and its result or error.
 
     `preview` is the URL, or a small data URL, of an unfinished picture. `delivery` counts deliveries of this run
-    from 1; a report of an earlier one changes nothing, and one that names none is of the current one.
+    from 1; a report of an earlier one changes nothing, and one that names none is of the current one. `result` is the
+    picture's URL, or the picture as a data URL or in base64.
     """
 
     progress: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
@@ -45,8 +50,9 @@ class ProgressReport(msgspec.Struct):
 class Progress:
     """The endpoint. Answers `{"ok", "outcome", "cancel"}`; `cancel`: the run need not go on."""
 
-    def __init__(self, store: TaskStore, secret: bytes, metrics: Metrics) -> None:
+    def __init__(self, store: TaskStore, finish: Finish, secret: bytes, metrics: Metrics) -> None:
         self._store = store
+        self._finish = finish
         self._secret = secret
         self._metrics = metrics
 
@@ -58,7 +64,7 @@ class Progress:
             task_id, attempt = read_token(self._secret, token.strip())
         except BadToken:
             raise errors.BadToken from None
-        report = decode_json(await read_body(request, PROGRESS_BYTES_MAX), ProgressReport)
+        report = _read(await read_body(request, FINISH_BYTES_MAX))
         if report.preview is not None and len(report.preview.encode()) > PREVIEW_BYTES_MAX:
             raise errors.InvalidBody(f"preview has more than {PREVIEW_BYTES_MAX} bytes")
         try:
@@ -74,10 +80,10 @@ class Progress:
     async def _take(self, task_id: str, attempt: int, report: ProgressReport) -> Outcome:
         if report.status == "completed":
             try:
-                result = find_result(msgspec.json.encode({"result": report.result}), "/result")
+                result = await asyncio.to_thread(read_result, report.result or "")
             except BadResult as error:
                 raise errors.InvalidBody(str(error)) from None
-            return await self._store.complete(task_id, Complete(attempt=attempt, result=result))
+            return await self._finish.complete(task_id, attempt, result)
         if report.status == "failed":
             error_text = report.error or "The generator gave no reason"
             return await self._store.fail(
@@ -95,3 +101,17 @@ class Progress:
                 steps=report.steps,
             ),
         )
+
+
+def _read(body: bytes) -> ProgressReport:
+    if len(body) <= PROGRESS_BYTES_MAX:
+        return decode_json(body, ProgressReport)
+    try:
+        report = decode_json(body, ProgressReport)
+    except errors.InvalidBody:
+        report = None
+    if report is None or report.status != "completed":
+        raise errors.TooLarge(
+            f"A report may have {PROGRESS_BYTES_MAX} bytes; only an end with its picture may have more"
+        )
+    return report

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ from starlette.responses import Response
 
 from server.auth import caller_of
 from server.body import read_json
-from server.errors import InvalidCursor, InvalidParameter, InvalidPrompt, TooLarge, Unauthorized
+from server.errors import InvalidCursor, InvalidParameter, InvalidPrompt, TooLarge, Unauthorized, UnknownGenerator
 from server.metrics import Metrics
 from server.tasks.pace import Pace
 from server.tasks.reading import BadPageCursor, TaskReader
@@ -25,10 +26,11 @@ PAGE_MAX = 100
 
 
 class Generate(msgspec.Struct, forbid_unknown_fields=True):
-    """What is to be generated; `params` go to the generator as they are."""
+    """What is to be generated; `params` go to the generator as they are, to the usual one unless it is named."""
 
     prompt: str
     params: dict[str, Any] = {}
+    generator: str | None = None
 
 
 class Accepted(msgspec.Struct, rename="camel"):
@@ -52,8 +54,16 @@ class Page(msgspec.Struct, omit_defaults=True):
 class TaskEndpoints:
     """POST and GET /api/generate"""
 
-    def __init__(self, store: TaskStore, reader: TaskReader, pace: Pace, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: TaskStore,
+        reader: TaskReader,
+        pace: Pace,
+        metrics: Metrics,
+        generators: Collection[str | None] = (None,),
+    ) -> None:
         self._store = store
+        self._generators = generators
         self._reader = reader
         self._pace = pace
         self._metrics = metrics
@@ -64,9 +74,11 @@ class TaskEndpoints:
         wanted = await read_json(request, Generate, GENERATE_BYTES_MAX)
         if not 1 <= len(wanted.prompt) <= PROMPT_CHARACTERS_MAX or not wanted.prompt.strip():
             raise InvalidPrompt
+        if wanted.generator not in self._generators:
+            raise UnknownGenerator
         params = msgspec.json.encode(wanted.params)
         try:
-            change = await self._store.create(caller.claims, caller.user_id, wanted.prompt, params)
+            change = await self._store.create(caller.claims, caller.user_id, wanted.prompt, params, wanted.generator)
         except NoSuchUser:
             raise Unauthorized("This user does not exist in the database (auth.users)") from None
         except ParamsTooLarge:

@@ -18,7 +18,7 @@ from server import failpoints
 from server.db import UNAVAILABLE, Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
-from server.tasks.state import Complete, Fail, Outcome, Report, State, advance
+from server.tasks.state import OPEN, Complete, Fail, Outcome, Report, State, advance
 
 log = structlog.get_logger()
 
@@ -47,8 +47,10 @@ class TaskStore:
         self._public_url = public_url
         self._deadline_seconds = deadline_seconds
 
-    async def create(self, claims: str, user_id: str, prompt: str, params: bytes) -> TaskChange:
-        """Accept a task: row, first event and outgoing message in one transaction.
+    async def create(
+        self, claims: str, user_id: str, prompt: str, params: bytes, generator: str | None = None
+    ) -> TaskChange:
+        """Accept a task: row, first event and outgoing message in one transaction. `generator`: None is the default.
 
         Raises NoSuchUser and ParamsTooLarge.
         """
@@ -56,12 +58,13 @@ class TaskStore:
         try:
             async with acting_as(self._pool, claims) as connection:
                 await connection.execute(
-                    """insert into public.image_generations (task_id, user_id, prompt, params, began_at)
-                       values ($1, $2, $3, $4, null)""",
+                    """insert into public.image_generations (task_id, user_id, prompt, params, generator, began_at)
+                       values ($1, $2, $3, $4, $5, null)""",
                     task_id,
                     user_id,
                     prompt,
                     params.decode(),
+                    generator,
                 )
                 (row,) = await connection.fetch("select * from taskbeam.changes where task_id = $1", task_id)
                 await connection.execute("set local role service_role")  # the message is ours, not the user's
@@ -215,6 +218,20 @@ class TaskStore:
             "select cancelled, attempt from public.image_generations where task_id = $1", task_id
         )
         return row is None or row["cancelled"] or row["attempt"] > attempt
+
+    async def is_open(self, task_id: str, attempt: int) -> bool:
+        """Whether this run can still end; once it cannot, it never will."""
+        row = await self._pool.fetchrow(
+            "select status::text, attempt from public.image_generations where task_id = $1", task_id
+        )
+        return row is not None and row["attempt"] == attempt and row["status"] in OPEN
+
+    async def result_of(self, task_id: str) -> str | None:
+        """The result as it is stored."""
+        result: str | None = await self._pool.fetchval(
+            "select result from public.image_generations where task_id = $1", task_id
+        )
+        return result
 
     async def expire(self) -> int:
         """End the tasks whose deadline has passed, a bounded number; returns how many.

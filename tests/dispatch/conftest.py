@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,11 +70,17 @@ async def row_of(connection: Connection, message_id: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def shared_home(
-    postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, folder: Path, setting: str, **parts: int
+    postgres: EmbeddedPostgres,
+    redis_server: EmbeddedRedis,
+    folder: Path,
+    setting: str,
+    more: Callable[[str], dict[str, str]] = lambda _: {},
+    **parts: int,
 ) -> Iterator[Home]:
-    """`setting` is the variable that tells the process of the receiver's origin."""
+    """`setting` is the variable that tells the process of the receiver's origin; `more` gives others from it."""
     listener = listen()
-    env = {setting: f"http://127.0.0.1:{listener.getsockname()[1]}", "LOG_LEVEL": "debug", "GENERATOR_URL": GENERATOR}
+    origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    env = {setting: origin, "LOG_LEVEL": "debug", "GENERATOR_URL": GENERATOR, **more(origin)}
     with shared_database(postgres) as database:
         url, place = redis_server.url(), folder / database.name
         deployment = Deployment(database, url, place, generator=False, env=env, **parts)
