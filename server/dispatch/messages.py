@@ -43,6 +43,7 @@ class Claimed(msgspec.Struct, frozen=True):
     failure_callback: str | None
     callback_options: dict[str, Any]
     failure_callback_options: dict[str, Any]
+    redact: list[str]
     caller_ip: str
     deliveries: int
     not_before_ms: int
@@ -118,7 +119,8 @@ class Messages:
               from due where m.id = due.id
             returning m.id, m.fence, m.kind, m.url, m.method, m.header, m.body, m.max_retries, m.retry_delay,
                       m.timeout_ms, m.callback, m.failure_callback, m.callback_options, m.failure_callback_options,
-                      m.caller_ip, m.deliveries, (extract(epoch from m.not_before) * 1000)::bigint as not_before_ms,
+                      m.redact, m.caller_ip, m.deliveries,
+                      (extract(epoch from m.not_before) * 1000)::bigint as not_before_ms,
                       (extract(epoch from m.created_at) * 1000)::bigint as created_at_ms
             """,
             count,
@@ -214,7 +216,8 @@ class Messages:
               from lost where m.id = lost.id
             returning m.id, m.fence, m.kind, m.url, m.method, m.header, m.body, m.max_retries, m.retry_delay,
                       m.timeout_ms, m.callback, m.failure_callback, m.callback_options, m.failure_callback_options,
-                      m.caller_ip, m.deliveries, (extract(epoch from m.not_before) * 1000)::bigint as not_before_ms,
+                      m.redact, m.caller_ip, m.deliveries,
+                      (extract(epoch from m.not_before) * 1000)::bigint as not_before_ms,
                       (extract(epoch from m.created_at) * 1000)::bigint as created_at_ms
             """,
             LEASE_SECONDS,
@@ -338,6 +341,7 @@ async def _call_back(connection: Connection, message: Claimed, answer: Answer, d
             continue
         draft = Draft(
             url=url,
+            redact=["body"] if message.redact else [],  # it repeats the message
             **{
                 "max_retries": message.max_retries,
                 "retry_delay": message.retry_delay,

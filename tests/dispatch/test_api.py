@@ -237,6 +237,16 @@ async def test_redaction_is_for_the_eyes_only(qstash: AsyncQStash, receiver: Rec
     assert "open" not in str((await qstash.message.get(all_of_them)).headers)
 
 
+async def test_nor_does_its_callback_show_it(qstash: AsyncQStash, receiver: Receiver, home: Home) -> None:
+    """A callback repeats the message it tells of: to its receiver, not to whoever looks on."""
+    url, callback = receiver.on("/redacted2", Reply()), receiver.on("/told", Reply())
+    await publish(qstash, url=url, headers={"X-Secret": "s3cret"}, redact={"header": ["X-Secret"]}, callback=callback)
+    (told,) = await receiver.wait("/told")
+    assert told.json()["sourceHeader"]["X-Secret"] == ["s3cret"]
+    seen = await shown(home, told.headers["upstash-message-id"])
+    assert seen["body"] == "REDACTED:" + hashlib.sha256(told.body).hexdigest()
+
+
 @pytest.mark.parametrize(
     ("sent", "arrives"),
     [
