@@ -336,3 +336,18 @@ async def test_while_postgres_is_away(deploy: Deploy, owner: Connection) -> None
         await lock.close()
         assert (await run.tell(body, headers=headers)).json()["outcome"] == "applied"
     provider.listener.close()
+
+
+async def test_a_provider_calls_the_public_address(deploy: Deploy, owner: Connection) -> None:
+    """It is on the Internet, where QStash may be near; through a tunnel the route answers to that host's name."""
+    async with Receiver() as provider:
+        env = {"QSTASH_URL": provider.origin, "PUBLIC_URL": "https://app.example.com", **settings(provider.origin)}
+        here = await deploy(dispatchers=0, generator=False, env=env)
+        run = await hooked(here.web.url, provider, owner, "standard")
+        assert run.hook.startswith("https://app.example.com/api/generate/webhook/standard?")
+        assert run.callback_url.startswith(here.web.url)
+        run.headers = {"X-Forwarded-For": "203.0.113.7", "Host": "evil.test"}
+        assert (await run.tell(DONE["standard"])).status_code == 421
+        run.headers["Host"] = "app.example.com"
+        assert await run.told(DONE["standard"]) == "applied"
+    provider.listener.close()
