@@ -288,5 +288,6 @@ async def test_comfyui_with_a_webhook(deploy: Deploy, api: Receiver, works: bool
 
 async def test_an_answer_that_is_a_picture(deploy: Deploy, api: Receiver) -> None:
     here = await deploy(generator=False, env={"GENERATOR_URL": api.origin + "/draw"})
-    api.on("/draw", Reply(200, PNG, {"Content-Type": "image/png"}))
-    assert await picture(here, await ask(here)) == PNG
+    large = PNG + bytes(15 * 1024 * 1024)  # our dispatcher takes answers of 16 MiB
+    api.on("/draw", Reply(200, large, {"Content-Type": "image/png"}))
+    assert await picture(here, await ask(here)) == large
