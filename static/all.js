@@ -1,7 +1,9 @@
 // Follows all of the caller's tasks, those to come included, over one connection. How that is opened, kept and
 // fallen back from is in client.js; here is only what "all" means to each transport.
 
-import { Following, OneTask, base, isTerminal, request, url } from './client.js';
+import { isTerminal, parts } from './client.js';
+
+const { Following, OneTask, Server, WEBSOCKET } = parts;
 
 const TASKS_MAX = 1_000;
 const LISTED = 50;
@@ -14,8 +16,18 @@ const POLL_SECONDS = 10; // of one open task: others change meanwhile
  * @param {import('./client.js').Options} [options]
  * @returns {import('./client.js').Handle}
  */
-export function followAll({ baseUrl = '/', ...hooks } = {}) {
-  return new Following(new AllTasks(base(baseUrl)), hooks);
+export function followAll(options = {}) {
+  return new Following(new AllTasks(new Server(options)), options);
+}
+
+/**
+ * The same over a WebSocket and nothing else, for many changes a second.
+ *
+ * @param {import('./client.js').Options} [options]
+ * @returns {import('./client.js').Handle}
+ */
+export function followAllBySocket(options = {}) {
+  return new Following(new AllTasks(new Server(options)), options, [WEBSOCKET]);
 }
 
 /** All of the caller's tasks; the cursor is opaque, the versions drop what comes twice. */
@@ -24,8 +36,8 @@ class AllTasks {
   #cursor = '';
   #listed = false;
 
-  constructor(root) {
-    this.root = root;
+  constructor(server) {
+    this.server = server;
   }
 
   get busy() {
@@ -33,7 +45,7 @@ class AllTasks {
   }
 
   get eventsUrl() {
-    return url(this.root, '/events', { after: this.#cursor });
+    return this.server.url('/events', { after: this.#cursor });
   }
 
   get subscription() {
@@ -62,11 +74,11 @@ class AllTasks {
     const open = this.#newestOpen();
     this.#listed = !(wait && open && this.#listed);
     if (this.#listed) {
-      const { tasks } = await request(url(this.root, '', { limit: LISTED }), {}, { abort });
+      const { tasks } = await this.server.request(this.server.url('', { limit: LISTED }), {}, { abort });
       return { tasks: tasks.reverse(), againMs: tasks.every(isTerminal) ? POLL_MS_IDLE : 0 };
     }
     try {
-      return await new OneTask(open.taskId, open.version, this.root).ask(Math.min(wait, POLL_SECONDS), abort);
+      return await new OneTask(open.taskId, open.version, this.server).ask(Math.min(wait, POLL_SECONDS), abort);
     } catch (error) {
       if (!error.gone) throw error;
       this.#seen.delete(open.taskId);

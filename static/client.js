@@ -1,43 +1,29 @@
-// Follows tasks from a browser: EventSource, else WebSocket, else polling, each resumed from the same cursor.
-// One file without dependencies, to be copied as it is; it shows nothing and stores nothing. A transport is given
-// up only when plain HTTP gets through where it does not: a server that is away is no reason to fall back.
+// Follows tasks from a browser: EventSource, else WebSocket, else polling, each resumed from the same cursor. One file
+// without dependencies, to be copied as it is (for tokens with stream.js). A transport is given up only when plain HTTP
+// gets through where it does not: a server that is away is no reason to fall back.
 
 /**
- * A task at one version; times are ISO 8601 UTC, progress is percent, result a URL, preview a small data URL.
- * @typedef {{taskId: string, status: 'pending'|'processing'|'completed'|'failed', result: ?string, error: ?string,
- *   errorCode: ?string, prompt: string, params: Object<string, unknown>, progress: ?number, message: ?string,
- *   preview: ?string, step: ?number, steps: ?number, attempt: number, version: number, statusVersion: number,
- *   cancelled: boolean, batchId: ?string, queuePosition: ?number, etaMs: ?number, pollAfterMs: ?number,
- *   createdAt: string, updatedAt: string}} Snapshot
- *
- * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task.
- * @typedef {{via: 'EventSource'|'WebSocket'|'polling', problem?: {code?: string, detail?: string},
- *   phase: 'connecting'|'live'|'reconnecting'|'refused'|'ended'|'failed'}} State
- *
- * onUpdate gets the versions of a task in strictly rising order, the terminal one last. onPosition gets what has no
- * version. baseUrl is where Taskbeam is, if not at the root of this origin.
- * @typedef {{onUpdate?: (task: Snapshot) => void, onState?: (state: State) => void, baseUrl?: string,
- *   onPosition?: (advice: {taskId: string, queuePosition: ?number, etaMs: ?number}) => void}} Options
- *
- * @typedef {{close: () => void, done: Promise<Snapshot>}} Handle
+ * @typedef {import('./types.js').Snapshot} Snapshot
+ * @typedef {import('./types.js').Access} Access
+ * @typedef {import('./types.js').Options} Options
+ * @typedef {import('./types.js').Handle} Handle
  */
 
 const FALL_BACK_FAILURES = 2;
-const FIRST_EVENT_MS_MAX = 8_000; // `sync` comes at once, unless a proxy holds the stream back
-const SILENT_MS_MAX = 20_000; // on coming back to the page: heartbeats come each 15 s, but EventSource hides them
+const FIRST_EVENT_MS_MAX = 8_000; // `sync` comes at once, unless a proxy holds it back
+const SILENT_MS_MAX = 20_000; // heartbeats come each 15 s, but EventSource hides them
 const WATCH_MS = 60_000;
-const BETTER_MS = 60_000; // on a fallback, until EventSource is tried again
+const BETTER_MS = 60_000; // until the first is tried again
 const BACKOFF_MS_MIN = 500;
 const BACKOFF_MS_MAX = 30_000;
 const PING_MS = 20_000;
 const REQUEST_MS_MAX = 10_000;
 const LONG_POLL_SECONDS = 25;
 const POLL_MS_MIN = 250;
-const WAKING = /** @type {const} */ ([[document, 'visibilitychange'], [window, 'pageshow'], [window, 'online']]);
 
-/** An answer that is not a success (RFC 9457); `code` is stable, the message is a sentence for people. */
+/** An answer that is not a success (RFC 9457); `code` is stable, the message for people. */
 export class Problem extends Error {
-  /** @param {{status?: number, code?: string, detail?: string}} body @param {number} retryAfterMs */
+  /** @param {{status?: number, code?: string, detail?: string}} body @param {number} [retryAfterMs] */
   constructor(body, retryAfterMs = 0) {
     super(body.detail ?? `The server answered ${body.status}`);
     this.name = 'Problem';
@@ -46,24 +32,22 @@ export class Problem extends Error {
     this.retryAfterMs = retryAfterMs;
   }
 
-  /** Whether the task is not there: the one answer that ends following. */
+  /** There is no such task: the one answer that ends following. */
   get gone() {
     return this.status === 404 || this.status === 410;
   }
 }
 
 /**
- * Follow one task until it is completed or failed.
- *
- * `done` resolves with the terminal snapshot, and is rejected with a Problem where there is no such task, or with
- * an AbortError after `close()`. No transient error ends it. `after` is the last version already seen.
+ * Follow one task to its end. `done` resolves with the terminal snapshot; it is rejected with a Problem where there is
+ * no such task, with an AbortError after `close()`. `after` is the last version seen.
  *
  * @param {string} taskId
  * @param {Options & {after?: number}} [options]
  * @returns {Handle}
  */
-export function follow(taskId, { after = 0, baseUrl = '/', ...hooks } = {}) {
-  return new Following(new OneTask(taskId, after, base(baseUrl)), hooks);
+export function follow(taskId, { after = 0, ...options } = {}) {
+  return new Following(new OneTask(taskId, after, new Server(options)), options);
 }
 
 /**
@@ -71,42 +55,54 @@ export function follow(taskId, { after = 0, baseUrl = '/', ...hooks } = {}) {
  *
  * @param {string} prompt
  * @param {Object<string, unknown>} [params]
- * @param {{baseUrl?: string}} [options]
+ * @param {Access} [access]
  * @returns {Promise<{taskId: string, status: 'pending', version: number}>}
  */
-export async function generate(prompt, params = {}, { baseUrl = '/' } = {}) {
-  const headers = { 'Content-Type': 'application/json' };
-  return request(url(base(baseUrl)), { method: 'POST', headers, body: JSON.stringify({ prompt, params }) });
+export async function generate(prompt, params = {}, access = {}) {
+  const server = new Server(access);
+  return server.request(server.url(), { method: 'POST', body: JSON.stringify({ prompt, params }) });
 }
 
 /**
  * A page of the caller's tasks, newest first; `cursor` of the answer asks for the next one.
  *
- * @param {{limit?: number, cursor?: string, baseUrl?: string}} [options]
+ * @param {{limit?: number, cursor?: string} & Access} [options]
  * @returns {Promise<{tasks: Snapshot[], cursor?: string}>}
  */
-export async function list({ limit = 20, cursor, baseUrl = '/' } = {}) {
-  return request(url(base(baseUrl), '', { limit, cursor }));
+export async function list({ limit = 20, cursor, ...access } = {}) {
+  const server = new Server(access);
+  return server.request(server.url('', { limit, cursor }));
 }
 
-/** @param {string} baseUrl */
-export const base = (baseUrl) => new URL(baseUrl.replace(/\/?$/, '/'), location.href);
+class Server {
+  constructor({ baseUrl = '/', getToken }) {
+    this.root = new URL(baseUrl.replace(/\/?$/, '/'), globalThis.location?.href);
+    this.getToken = getToken;
+  }
 
-export function url(root, route = '', query = {}) {
-  const made = new URL(`api/generate${route}`, root);
-  for (const [name, value] of Object.entries(query)) if (value) made.searchParams.set(name, String(value));
-  return made;
-}
+  url(route = '', query = {}) {
+    const made = new URL(`api/generate${route}`, this.root);
+    for (const [name, value] of Object.entries(query)) if (value) made.searchParams.set(name, String(value));
+    return made;
+  }
 
-export async function request(target, init = {}, { abort = new AbortController(), timeoutMs = REQUEST_MS_MAX } = {}) {
-  const timer = setTimeout(() => abort.abort(), timeoutMs);
-  try {
-    const response = await fetch(target, { ...init, signal: abort.signal });
-    if (response.ok) return await response.json();
-    const body = await response.json().catch(() => ({}));
-    throw new Problem({ ...body, status: response.status }, (Number(response.headers.get('Retry-After')) || 0) * 1000);
-  } finally {
-    clearTimeout(timer);
+  async fetch(target, { signal, ...init }) {
+    const headers = init.body ? { 'Content-Type': 'application/json' } : {};
+    const token = await this.getToken?.();
+    if (token) headers.Authorization = `Bearer ${token}`;
+    return fetch(target, { ...init, headers, signal });
+  }
+
+  async request(target, init = {}, { abort = new AbortController(), timeoutMs = REQUEST_MS_MAX } = {}) {
+    const timer = setTimeout(() => abort.abort(), timeoutMs);
+    try {
+      const response = await this.fetch(target, { ...init, signal: abort.signal });
+      if (response.ok) return await response.json();
+      const body = await response.json().catch(() => ({}));
+      throw new Problem({ ...body, status: response.status }, (Number(response.headers.get('Retry-After')) || 0) * 1000);
+    } finally {
+      clearTimeout(timer);
+    }
   }
 }
 
@@ -115,25 +111,24 @@ export const isTerminal = (task) => task.status === 'completed' || task.status =
 const backoffMs = (failures) =>
   Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(failures, 10)) * (0.5 + Math.random() / 2);
 
-/** What is followed, and how far one is: here one task, whose version is its cursor. all.js has another. */
-export class OneTask {
+class OneTask {
   busy = true;
 
-  constructor(taskId, after, root) {
+  constructor(taskId, after, server) {
     this.taskId = taskId;
     this.version = after;
-    this.root = root;
+    this.server = server;
   }
 
   get eventsUrl() {
-    return url(this.root, '/events', { taskId: this.taskId, after: this.version });
+    return this.server.url('/events', { taskId: this.taskId, after: this.version });
   }
 
   get subscription() {
     return { taskIds: [this.taskId], after: { [this.taskId]: this.version } };
   }
 
-  /** Take note of a snapshot; whether it is news. */
+  /** Whether it is news. */
   accept(task) {
     if (task.version <= this.version) return false;
     this.version = task.version;
@@ -145,15 +140,16 @@ export class OneTask {
   }
 
   async ask(wait, abort) {
-    const target = url(this.root, '/status', { taskId: this.taskId, after: this.version, wait });
-    const task = await request(target, {}, { abort, timeoutMs: REQUEST_MS_MAX + wait * 1000 });
+    const target = this.server.url('/status', { taskId: this.taskId, after: this.version, wait });
+    const task = await this.server.request(target, {}, { abort, timeoutMs: REQUEST_MS_MAX + wait * 1000 });
     return { tasks: [task], againMs: task.pollAfterMs ?? 0 };
   }
 }
 
-/** One following: it chooses the transport, keeps the cursor, and ends once. */
-export class Following {
+/** Chooses the transport, and ends once. */
+class Following {
   #topic;
+  #transports;
   #hooks;
   #settle;
   #over = false;
@@ -168,12 +164,13 @@ export class Following {
   #heardAt = Date.now();
   #refused = false;
 
-  constructor(topic, hooks) {
+  constructor(topic, hooks, transports = topic.server.getToken ? WITH_TOKEN : TRANSPORTS) {
     this.#topic = topic;
+    this.#transports = transports;
     this.#hooks = hooks;
     this.done = new Promise((resolve, reject) => (this.#settle = { resolve, reject }));
-    this.done.catch(() => {}); // who does not look at it must not be told of an unhandled rejection
-    for (const [target, event] of WAKING) target.addEventListener(event, this.#wake);
+    this.done.catch(() => {}); // who does not look at it is not told of it
+    this.#listen('addEventListener');
     this.#watch = setInterval(() => this.#checkSilence(), WATCH_MS);
     this.#open();
   }
@@ -188,9 +185,14 @@ export class Following {
     this.#drop();
     clearTimeout(this.#better);
     clearInterval(this.#watch);
-    for (const [target, event] of WAKING) target.removeEventListener(event, this.#wake);
+    this.#listen('removeEventListener');
     this.#say(phase, problem);
     settle();
+  }
+
+  #listen(how) {
+    document[how]('visibilitychange', this.#wake);
+    for (const event of ['pageshow', 'online']) window[how](event, this.#wake);
   }
 
   #fail(problem) {
@@ -198,7 +200,7 @@ export class Following {
   }
 
   #say(phase, problem) {
-    this.#hooks.onState?.({ via: TRANSPORTS[this.#rung].via, phase, ...(problem && { problem }) });
+    this.#hooks.onState?.({ via: this.#transports[this.#rung].via, phase, ...(problem && { problem }) });
   }
 
   #drop() {
@@ -217,7 +219,7 @@ export class Following {
     this.#link = this.#start(this.#rung);
   }
 
-  /** Open a transport; once closed nothing it says is listened to. */
+  /** Once closed, nothing a transport says is listened to. */
   #start(rung) {
     let open = true;
     let stop = () => {};
@@ -241,9 +243,9 @@ export class Following {
       gone: heard((problem) => this.#fail(problem)),
     };
     try {
-      stop = TRANSPORTS[rung].open(this.#topic, sink);
+      stop = this.#transports[rung].open(this.#topic, sink);
     } catch {
-      setTimeout(sink.down); // the browser does not have it, or a policy forbids it
+      setTimeout(sink.down); // there is no such thing here, or a policy forbids it
     }
     return link;
   }
@@ -261,7 +263,7 @@ export class Following {
     this.#say('live');
   }
 
-  /** The fallback stays until EventSource has brought something; versions drop what both bring. */
+  /** The fallback stays until the first way is live. */
   #tryBetter() {
     this.#better = 0;
     if (this.#rung && !this.#probe) this.#probe = this.#start(0);
@@ -296,7 +298,7 @@ export class Following {
     const { reached, retryAfterMs } = await this.#catchUp();
     if (this.#over || this.#link) return;
     if (!reached) this.#failures = 0;
-    if (this.#failures >= FALL_BACK_FAILURES && this.#rung < TRANSPORTS.length - 1) {
+    if (this.#failures >= FALL_BACK_FAILURES && this.#rung < this.#transports.length - 1) {
       this.#rung++;
       this.#failures = this.#rounds = 0;
       this.#open();
@@ -305,7 +307,7 @@ export class Following {
     this.#again = setTimeout(() => this.#open(), Math.max(waitMs, retryAfterMs, backoffMs(this.#rounds++)));
   }
 
-  /** Read over plain HTTP what is so: it tells what a closed EventSource does not, and whether the server is there. */
+  /** Over plain HTTP: what a closed EventSource hides, and whether the server is there. */
   async #catchUp() {
     let news = false;
     try {
@@ -318,7 +320,7 @@ export class Following {
     }
   }
 
-  /** Phones end sockets without a word, and a page from the back-forward cache has none. */
+  /** Phones end sockets without a word; a page from the back-forward cache has none. */
   #wake = async (event) => {
     if (document.visibilityState === 'hidden' || (event.type === 'pageshow' && !event.persisted)) return;
     const stale = event.type !== 'visibilitychange' || !this.#link || Date.now() - this.#heardAt > SILENT_MS_MAX;
@@ -326,7 +328,7 @@ export class Following {
     if (stale && (!this.#refused || event.persisted)) this.#open();
   };
 
-  /** A stream that is silent while there is news is dead, whatever the browser believes. */
+  /** A stream that is silent while there is news is dead. */
   async #checkSilence() {
     if (!this.#link || !this.#topic.busy || Date.now() - this.#heardAt < WATCH_MS / 2) return;
     const { news } = await this.#catchUp();
@@ -334,23 +336,27 @@ export class Following {
   }
 }
 
-/** The browser reconnects by itself, from its own cursor, as long as a stream has once worked and is not CLOSED. */
+const meaning = (sink) => ({
+  sync: () => sink.live(),
+  status: sink.task,
+  progress: sink.task,
+  position: sink.position,
+  refused: sink.pause,
+  bye: () => sink.pause(),
+});
+
+/** Once it has worked, the browser reconnects by itself, from its own cursor, until it is CLOSED. */
 function events(topic, sink) {
   const source = new EventSource(topic.eventsUrl);
   const patience = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
   let worked = false;
-  const on = (name, act) =>
+  for (const [name, act] of Object.entries(meaning(sink))) {
     source.addEventListener(name, ({ data, lastEventId }) => {
       worked = true;
       clearTimeout(patience);
       act(JSON.parse(data), lastEventId);
     });
-  on('sync', () => sink.live());
-  on('status', sink.task);
-  on('progress', sink.task);
-  on('position', sink.position);
-  on('refused', sink.pause);
-  on('bye', () => sink.pause());
+  }
   source.onerror = () => (worked && source.readyState === EventSource.CONNECTING ? sink.pause() : sink.down());
   return () => {
     clearTimeout(patience);
@@ -358,8 +364,22 @@ function events(topic, sink) {
   };
 }
 
+/** EventSource sends no headers: with a token fetch reads the stream. */
+function fetched(topic, sink) {
+  let stop = () => {};
+  let closed = false;
+  const begin = ({ stream }) => {
+    if (!closed) stop = stream(topic, sink, meaning(sink));
+  };
+  import('./stream.js').then(begin).catch(() => sink.down());
+  return () => {
+    closed = true;
+    stop();
+  };
+}
+
 function socket(topic, sink) {
-  const target = url(topic.root, '/ws');
+  const target = topic.server.url('/ws');
   target.protocol = target.protocol.replace('http', 'ws');
   const connection = new WebSocket(target);
   const send = (message) => connection.send(JSON.stringify(message));
@@ -391,7 +411,7 @@ function socket(topic, sink) {
   };
 }
 
-/** Each request is held back until there is news; the server says how far apart they are to be. */
+/** The server holds each answer back until there is news, and says how far apart they are. */
 function polling(topic, sink) {
   let abort = new AbortController();
   let timer = 0;
@@ -423,8 +443,10 @@ function polling(topic, sink) {
   };
 }
 
-const TRANSPORTS = /** @type {const} */ ([
-  { via: 'EventSource', open: events },
-  { via: 'WebSocket', open: socket },
-  { via: 'polling', open: polling },
-]);
+const POLLING = { via: 'polling', open: polling };
+const WEBSOCKET = { via: 'WebSocket', open: socket };
+const TRANSPORTS = [{ via: 'EventSource', open: events }, WEBSOCKET, POLLING];
+const WITH_TOKEN = [{ via: 'fetch', open: fetched }, POLLING]; // a socket sends no headers
+
+/** What all.js and share.js are made of. @type {any} */
+export const parts = { Following, OneTask, Server, WEBSOCKET };

@@ -11,14 +11,16 @@ const LIVE = { EventSource: 'Live', WebSocket: 'Live over WebSocket', polling: '
 
 export class Connection {
   #element;
+  #live;
   #timer = 0;
 
-  /** @param {HTMLElement} element */
-  constructor(element) {
+  /** @param {HTMLElement} element @param {Object<string, string>} [live] the words for it, by the way it goes */
+  constructor(element, live = LIVE) {
     this.#element = element;
+    this.#live = live;
   }
 
-  /** @param {import('./client.js').State} state */
+  /** @param {import('./types.js').State} state */
   show({ via, phase }) {
     clearTimeout(this.#timer);
     if (phase === 'live') this.#set(via, phase);
@@ -28,6 +30,6 @@ export class Connection {
   #set(via, phase) {
     this.#element.dataset.via = via;
     this.#element.dataset.phase = phase;
-    this.#element.lastElementChild.textContent = phase === 'live' ? LIVE[via] : WORDS[phase];
+    this.#element.lastElementChild.textContent = phase === 'live' ? this.#live[via] : WORDS[phase];
   }
 }
