@@ -1,0 +1,43 @@
+// A React hook over client.js: the task at its newest version, how one is connected, and why there is no such task.
+
+import { useEffect, useRef, useState } from 'react';
+
+import { follow } from './client.js';
+
+const NOTHING = { taskId: /** @type {?string} */ (null), task: null, state: null, error: null };
+
+/**
+ * Follow a task for as long as the component is mounted; no task while `taskId` is null. For many tasks on a page give
+ * the `follow` of share(): `const { follow } = share()`, outside of any component.
+ *
+ * @param {?string} taskId
+ * @param {import('./types.js').Access & {follow?: typeof follow}} [options]
+ * @returns {{task: ?import('./types.js').Snapshot, state: ?import('./types.js').State, error: ?Error}}
+ */
+export function useTask(taskId, { follow: begin = follow, baseUrl, getToken } = {}) {
+  const [known, setKnown] = useState(NOTHING);
+  const token = useRef(getToken);
+  const hasToken = getToken !== undefined;
+  useEffect(() => {
+    token.current = getToken; // a new function at each render is no reason to connect anew
+  });
+  useEffect(() => {
+    if (!taskId) return undefined;
+    let mounted = true;
+    const put = (change) =>
+      mounted && setKnown((old) => ({ ...(old.taskId === taskId ? old : NOTHING), taskId, ...change }));
+    const handle = begin(taskId, {
+      ...(baseUrl !== undefined && { baseUrl }),
+      ...(hasToken && { getToken: () => token.current() }),
+      onUpdate: (task) => put({ task }),
+      onState: (state) => put({ state }),
+    });
+    handle.done.catch((error) => put({ error }));
+    return () => {
+      mounted = false;
+      handle.close();
+    };
+  }, [taskId, begin, baseUrl, hasToken]);
+  const { task, state, error } = known.taskId === taskId ? known : NOTHING;
+  return { task, state, error };
+}
