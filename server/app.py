@@ -159,6 +159,7 @@ def routes(
         Route("/readyz", health.ready, methods=["GET"]),
         Route("/metrics", health.figures, methods=["GET"]),
         Route("/openapi.json", openapi.answer, methods=["GET"]),
+        Route("/dashboard", _page("dashboard.html"), methods=["GET"]),
         Route("/docs", _page("docs.html"), methods=["GET"]),
         Route("/", _page("index.html"), methods=["GET"]),
         Mount("/static", _Fresh(directory=STATIC)),

@@ -18,7 +18,7 @@ from server.tasks.state import STATUSES
 pytestmark = pytest.mark.pure
 
 # For people, and the description itself.
-UNDESCRIBED = {"/", "/docs", "/openapi.json"}
+UNDESCRIBED = {"/", "/dashboard", "/docs", "/openapi.json"}
 METHODS = {"get", "post", "put", "patch", "delete"}
 DOCUMENT: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(openapi.document()))
 
