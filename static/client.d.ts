@@ -1,5 +1,5 @@
 /**
- * Follow one task to its end. `done` resolves with the terminal snapshot; it is rejected with a Problem where there is
+ * Follow one task to its end: `done` resolves with the terminal snapshot. It is rejected with a Problem where there is
  * no such task, with an AbortError after `close()`. `after` is the last version seen.
  *
  * @param {string} taskId
@@ -37,7 +37,7 @@ export function list({ limit, cursor, ...access }?: {
     tasks: Snapshot[];
     cursor?: string;
 }>;
-/** An answer that is not a success (RFC 9457); `code` is stable, the message for people. */
+/** No success (RFC 9457); `code` is stable, the message for people. */
 export class Problem extends Error {
     /** @param {{status?: number, code?: string, detail?: string}} body @param {number} [retryAfterMs] */
     constructor(body: {
@@ -48,7 +48,7 @@ export class Problem extends Error {
     status: number | undefined;
     code: string | undefined;
     retryAfterMs: number;
-    /** There is no such task: the one answer that ends following. */
+    /** No such task: the one answer that ends following. */
     get gone(): boolean;
 }
 export function isTerminal(task: Snapshot): boolean;

@@ -1,6 +1,6 @@
-// Follows tasks from a browser: EventSource, else WebSocket, else polling, each resumed from the same cursor. One file
-// without dependencies, to be copied as it is (for tokens with stream.js). A transport is given up only when plain HTTP
-// gets through where it does not: a server that is away is no reason to fall back.
+// Follows tasks from a browser: EventSource, else WebSocket, else polling, each from the same cursor. One file, to be
+// copied as it is (for tokens with stream.js). A transport is given up only when plain HTTP gets through where it does
+// not: a server that is away is no reason.
 
 /**
  * @typedef {import('./types.js').Snapshot} Snapshot
@@ -11,7 +11,7 @@
 
 const FALL_BACK_FAILURES = 2;
 const FIRST_EVENT_MS_MAX = 8_000; // `sync` comes at once, unless a proxy holds it back
-const SILENT_MS_MAX = 20_000; // heartbeats come each 15 s, but EventSource hides them
+const SILENT_MS_MAX = 20_000; // heartbeats come each 15 s, unseen
 const WATCH_MS = 60_000;
 const BETTER_MS = 60_000; // until the first is tried again
 const BACKOFF_MS_MIN = 500;
@@ -20,8 +20,9 @@ const PING_MS = 20_000;
 const REQUEST_MS_MAX = 10_000;
 const LONG_POLL_SECONDS = 25;
 const POLL_MS_MIN = 250;
+const WAIT_MS_MAX = 600_000;
 
-/** An answer that is not a success (RFC 9457); `code` is stable, the message for people. */
+/** No success (RFC 9457); `code` is stable, the message for people. */
 export class Problem extends Error {
   /** @param {{status?: number, code?: string, detail?: string}} body @param {number} [retryAfterMs] */
   constructor(body, retryAfterMs = 0) {
@@ -32,14 +33,14 @@ export class Problem extends Error {
     this.retryAfterMs = retryAfterMs;
   }
 
-  /** There is no such task: the one answer that ends following. */
+  /** No such task: the one answer that ends following. */
   get gone() {
     return this.status === 404 || this.status === 410;
   }
 }
 
 /**
- * Follow one task to its end. `done` resolves with the terminal snapshot; it is rejected with a Problem where there is
+ * Follow one task to its end: `done` resolves with the terminal snapshot. It is rejected with a Problem where there is
  * no such task, with an AbortError after `close()`. `after` is the last version seen.
  *
  * @param {string} taskId
@@ -108,6 +109,8 @@ class Server {
 
 /** @param {Snapshot} task */
 export const isTerminal = (task) => task.status === 'completed' || task.status === 'failed';
+// a timer of 2^31 ms is none
+const bounded = (ms) => Math.min(WAIT_MS_MAX, ms) || BACKOFF_MS_MAX;
 const backoffMs = (failures) =>
   Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(failures, 10)) * (0.5 + Math.random() / 2);
 
@@ -130,13 +133,13 @@ class OneTask {
 
   /** Whether it is news. */
   accept(task) {
-    if (task.version <= this.version) return false;
+    if (task.taskId !== this.taskId || task.version <= this.version) return false;
     this.version = task.version;
     return true;
   }
 
   ends(task) {
-    return isTerminal(task) && task.version >= this.version;
+    return task.taskId === this.taskId && isTerminal(task) && task.version >= this.version;
   }
 
   async ask(wait, abort) {
@@ -263,7 +266,6 @@ class Following {
     this.#say('live');
   }
 
-  /** The fallback stays until the first way is live. */
   #tryBetter() {
     this.#better = 0;
     if (this.#rung && !this.#probe) this.#probe = this.#start(0);
@@ -304,10 +306,10 @@ class Following {
       this.#open();
       return;
     }
-    this.#again = setTimeout(() => this.#open(), Math.max(waitMs, retryAfterMs, backoffMs(this.#rounds++)));
+    this.#again = setTimeout(() => this.#open(), bounded(Math.max(waitMs, retryAfterMs, backoffMs(this.#rounds++))));
   }
 
-  /** Over plain HTTP: what a closed EventSource hides, and whether the server is there. */
+  /** Over plain HTTP: what a closed EventSource hides. */
   async #catchUp() {
     let news = false;
     try {
@@ -320,7 +322,7 @@ class Following {
     }
   }
 
-  /** Phones end sockets without a word; a page from the back-forward cache has none. */
+  /** Phones end sockets without a word. */
   #wake = async (event) => {
     if (document.visibilityState === 'hidden' || (event.type === 'pageshow' && !event.persisted)) return;
     const stale = event.type !== 'visibilitychange' || !this.#link || Date.now() - this.#heardAt > SILENT_MS_MAX;
@@ -433,7 +435,7 @@ function polling(topic, sink) {
       failures = Math.max(1, failures + 1);
       againMs = Math.max(error.retryAfterMs ?? 0, backoffMs(failures));
     }
-    if (!closed) timer = setTimeout(ask, againMs, LONG_POLL_SECONDS);
+    if (!closed) timer = setTimeout(ask, bounded(againMs), LONG_POLL_SECONDS);
   };
   ask(0);
   return () => {

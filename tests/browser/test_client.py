@@ -288,3 +288,39 @@ async def test_a_handler_that_throws_does_not_lose_the_end(page: Page, server: S
         }"""
     )
     assert result == "completed"
+
+
+@pytest.mark.parametrize("absurd", ["3000000", "1e300"])
+async def test_an_absurd_wait_is_bounded_and_does_not_become_none(page: Page, server: Scripted, absurd: str) -> None:
+    """A timer of more than 2^31 ms fires at once: a server that asks for a month must not be asked without a pause."""
+    polls = 0
+
+    async def events(request: Request) -> None:
+        await request.answer(403)
+
+    async def status(request: Request) -> None:
+        nonlocal polls
+        if "wait" not in request.query:
+            await request.json(task(2))
+        else:
+            polls += 1
+            await request.problem(429, "too_many_requests", Retry_After=absurd)
+
+    server.handlers.update(events=events, status=status)
+    await page.clock.install()
+    await follow(page)
+    while polls == 0:
+        await page.clock.run_for(250)
+    await wait_for(page, "states.at(-1) === 'polling reconnecting'")
+    await page.clock.run_for(20_000)
+    assert polls == 1
+
+
+async def test_a_snapshot_of_another_task_is_no_news(page: Page, server: Scripted) -> None:
+    async def events(request: Request) -> None:
+        await request.stream(SYNC, change(7, "completed").replace('"t"', '"other"'), change(2), change(3, "completed"))
+
+    server.handlers.update(events=events)
+    await follow(page)
+    assert await outcome(page) == "completed"
+    assert await versions(page) == [2, 3]
