@@ -145,7 +145,12 @@ async def test_from_start_to_end(up: Callable[..., Up], how: int) -> None:
         seen = await changes(client, f"taskId={task_id}")
         check_followed(seen)
         assert seen[-1].data["status"] == "completed"
-        # A stream that is open does not hold up the end.
+        # A stream that is open and a picture that is being drawn do not hold up the end.
+        await client.post("/api/generate", json={"prompt": "not in time", "params": {"simulate": "slow"}})
+        deadline = time.monotonic() + 10
+        while not (await client.get("/api/generate?status=processing")).json()["tasks"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
         async with client.stream("GET", "/api/generate/events"):
             began = time.monotonic()
             assert one.end(how) == 0
@@ -154,6 +159,7 @@ async def test_from_start_to_end(up: Callable[..., Up], how: int) -> None:
     output = one.output()
     assert output.count("ready http://") == 1
     assert "Traceback" not in output
+    assert '"level": "error"' not in output
 
 
 async def test_a_killed_supervisor_leaves_nothing_and_loses_nothing(up: Callable[..., Up]) -> None:

@@ -32,6 +32,8 @@ log = structlog.get_logger()
 JOB_BYTES_MAX = 131_072
 DRAWING_AT_ONCE = 2
 JOBS_AT_ONCE = 64
+# Longer than our dispatcher waits for its deliveries, shorter than the server waits for its requests.
+LEAVE_SECONDS = 0.95
 REPORT_SECONDS_MAX = 2.0
 REPORTS_A_SECOND = 2
 STAGES = ("Reading the prompt", "Mixing the colours", "Painting the sky", "Raising the hills", "Adding the light")
@@ -44,7 +46,7 @@ class Job(msgspec.Struct):
 
 
 class Generator:
-    """The ASGI application is `app`."""
+    """The ASGI application is `app`; `closing` is to be called when the process is told to end."""
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.generator_seconds
@@ -53,7 +55,8 @@ class Generator:
         self._url = settings.generator_url or ""
         self._client = httpx.AsyncClient(timeout=REPORT_SECONDS_MAX, trust_env=False)
         self._drawing = asyncio.Semaphore(DRAWING_AT_ONCE)
-        self._jobs = 0
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self._closing = False
         self.app = Starlette(
             routes=[
                 Route("/", self.generate, methods=["POST"]),
@@ -79,13 +82,24 @@ class Generator:
             return _refusal(problem.detail)
         if job.simulate == "refuse":
             return _refusal("This prompt is refused, as was asked for")
-        if self._jobs >= JOBS_AT_ONCE:
+        if len(self._jobs) >= JOBS_AT_ONCE:
             return _answer(429, {"error": "too many jobs at once"}, {"Retry-After": "2"})
-        self._jobs += 1
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  (a request is served in one)
+        self._jobs.add(task)
         try:
             return await self._work(job, Reports(self._client, request))
+        except asyncio.CancelledError:
+            if not self._closing:
+                raise
+            return _answer(503, {"error": "this generator is being restarted"}, {"Retry-After": "1"})
         finally:
-            self._jobs -= 1
+            self._jobs.discard(task)
+
+    def closing(self) -> None:
+        """Leave what is not finished in a moment: our dispatcher has handed its messages back by then, uncounted."""
+        self._closing = True
+        asyncio.get_running_loop().call_later(LEAVE_SECONDS, lambda: [job.cancel() for job in tuple(self._jobs)])
 
     async def _work(self, job: Job, reports: "Reports") -> Response:
         began = time.monotonic()

@@ -9,7 +9,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.conftest import Deploy
+from tests.conftest import Connection, Deploy
 from tests.deployment import Deployment
 from tests.playing import Play
 
@@ -167,3 +167,25 @@ async def test_goodbye(here: Deployment, play: Play) -> None:
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1012
         here.web.wait(5)
+
+
+async def test_subscriptions_are_bounded(play: Play, socket: ClientConnection, owner: Connection) -> None:
+    task_id = await play.create()
+    user = await owner.fetchval("select user_id from image_generations where task_id = $1", task_id)
+    await owner.execute(
+        """insert into image_generations (task_id, user_id, prompt)
+           select 'task_' || n, $1, 'a boat' from generate_series(1, 1001) n""",
+        user,
+    )
+    for begin in (1, 401, 801):
+        ids = [f"task_{n}" for n in range(begin, min(begin + 400, 1002))]
+        await say(socket, type="subscribe", taskIds=ids)
+    await say(socket, type="ping")
+    heard = await hear_until(socket, lambda m: m["type"] == "pong")
+    assert sum(m["type"] == "subscribed" for m in heard) == 1_000
+    (refused,) = [m for m in heard if m["type"] == "refused"]
+    assert (refused["taskIds"], refused["problem"]["code"]) == (["task_1001"], "invalid_parameter")
+    # Room that is given up can be used again.
+    await say(socket, type="unsubscribe", taskIds=["task_1"])
+    await say(socket, type="subscribe", taskIds=["task_1001"])
+    assert (await hear(socket))["type"] == "subscribed"
