@@ -130,6 +130,24 @@ async def test_whoever_goes_is_forgotten(here: Deployment) -> None:
     await until(all_gone, "they are still counted")
 
 
+async def test_what_a_stream_began_with_is_not_kept(here: Deployment) -> None:
+    play = await Play.of(here)
+    for _ in range(60):
+        await play.create("x" * 30_000)  # 1.8 MB to begin with, for each stream of all tasks
+    head = "GET /api/generate/events HTTP/1.1\r\nHost: HOST\r\n\r\n"
+    opened: list[Connected] = []
+    for number in range(80):
+        reader, writer = await request(here, head)
+        opened.append((reader, writer))
+        for _ in range(60):
+            await asyncio.wait_for(reader.readuntil(b"event: status"), 10)
+        if number == 9:
+            before = resident_bytes(here)
+    assert resident_bytes(here) - before < 30_000_000  # all of it kept would be 126 MB
+    for _, writer in opened:
+        writer.transport.abort()
+
+
 async def test_a_head_that_is_too_large(here: Deployment) -> None:
     for head in ("GET /healthz HTTP/1.1\r\nHost: HOST\r\nX: " + "y" * 100_000, "GET /" + "y" * 100_000):
         reader, writer = await request(here, head)
