@@ -25,7 +25,7 @@ Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Isolation: TypeAlias = Literal["repeatable_read"]  # several reads of one picture
 
-# The tick re-reads the changes of the last few seconds; no write of ours may be under way for longer.
+# A write of ours holds the lock of its owner: nobody of the same owner waits longer than this.
 STATEMENT_TIMEOUT_MS = 3_000
 ACQUIRE_TIMEOUT_SECONDS = 5.0
 START_SECONDS_MAX = 30.0

@@ -122,7 +122,7 @@ class Engine:
         for message in claimed:
             task = asyncio.create_task(self._deliver(message))
             self._held[message.id, message.fence] = (message, task)
-            task.add_done_callback(lambda done, message=message: self._end(message, done))  # type: ignore[misc]
+            task.add_done_callback(lambda done, message=message: self._end(message, done))  # type: ignore[misc]  # the default is inferred
         if self._on_claim is not None:
             noting = asyncio.ensure_future(self._on_claim(claimed))
             self._background.add(noting)

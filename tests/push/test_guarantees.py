@@ -212,7 +212,7 @@ async def test_the_whole_path_without_redis(deploy: Deploy) -> None:
 
 
 async def test_changes_that_others_make_are_pushed(deploy: Deploy, owner: Connection, bus: dict[str, str]) -> None:
-    """The app's own route, or a person in the table editor, in a transaction longer than the tick looks back."""
+    """The app's own route, or a person in the table editor, in a transaction of many seconds."""
     here = await deploy(dispatchers=0, generator=False, env=bus)
     play = await Play.of(here)
     task_id = await play.create()
