@@ -36,13 +36,14 @@ from server.push.publisher import Publisher, outlet
 from server.push.sse import EventStreams
 from server.push.tick import NOTICE_CHANNEL, Tick
 from server.push.ws import Sockets
-from server.results import Results
+from server.results import PATH, Results
+from server.retention import Retention
 from server.settings import InvalidSettings, Settings, far_qstash_problems
 from server.tasks.endpoints import TaskEndpoints
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
 from server.tasks.snapshot import TaskChange
-from server.tasks.store import TaskStore
+from server.tasks.store import Deleted, TaskStore
 from server.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -91,6 +92,19 @@ class Web:
 
         store = TaskStore(pool, publish, public_url=public_url, deadline_seconds=settings.task_deadline_seconds)
         outbox = Outbox(pool, store, settings, secret, metrics)
+        retention = Retention(
+            pool,
+            settings.data_dir / "results",
+            metrics,
+            tasks_days=settings.tasks_kept_days,
+            events_days=settings.events_kept_days,
+        )
+
+        async def clear_away(deleted: Deleted) -> None:
+            outbox.withdraw(deleted.message_ids)
+            if deleted.result is not None:
+                await retention.discard_pictures([deleted.result.removeprefix(PATH)])
+
         pace = Pace()
         await tick.begin()
         generators = settings.generator_by_name
@@ -99,7 +113,7 @@ class Web:
         self._router.routes.extend(
             routes(
                 settings,
-                tasks=TaskEndpoints(store, reader, pace, metrics, generators),
+                tasks=TaskEndpoints(store, reader, pace, metrics, clear_away, generators),
                 poll=Poll(following, reader, pace, metrics),
                 streams=EventStreams(following, metrics),
                 sockets=Sockets(following, metrics),
@@ -116,7 +130,7 @@ class Web:
                 publisher.run(),
                 tick.run(),
                 outbox.run(),
-                Upkeep(pool, store, reader, pace, metrics).run(),
+                Upkeep(store, reader, pace, retention, metrics).run(),
                 listen(settings.database_url or "", NOTICE_CHANNEL, tick.noticed),
             )
         ]
@@ -148,6 +162,7 @@ def routes(
     return [
         Route("/api/generate", tasks.create, methods=["POST"]),
         Route("/api/generate", tasks.page, methods=["GET"]),
+        Route("/api/generate", tasks.delete, methods=["DELETE"]),
         Route("/api/generate/status", poll.answer, methods=["GET"]),
         Route("/api/generate/events", streams.answer, methods=["GET"]),
         WebSocketRoute("/api/generate/ws", sockets.serve),

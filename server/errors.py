@@ -88,6 +88,10 @@ class WebhookNotConfigured(NotFound):
     code, title = "webhook_not_configured", "No generator of this server is called back by this provider"
 
 
+class TaskInUse(Problem):
+    status, code, title = 409, "task_in_use", "Rows of other tables in the database refer to this task"
+
+
 class MethodNotAllowed(Problem):
     status, code, title = 405, "method_not_allowed", "The route exists, but not with this method"
 

@@ -43,6 +43,7 @@ class Metrics:
             "taskbeam_tick_catches_total", "Topics whose followers learnt from the tick, not from Redis.", registry=r
         )
         self.tick_failures = Counter("taskbeam_tick_failures_total", "Ticks that Postgres did not answer.", registry=r)
+        self.deleted = Counter("taskbeam_tasks_deleted_total", "Tasks deleted, by reason.", ["reason"], registry=r)
         self.expired = Counter("taskbeam_tasks_expired_total", "Tasks ended at their deadline.", registry=r)
 
     def exposition(self) -> bytes:

@@ -13,7 +13,7 @@ from server import errors
 from server.dispatch.callback import Delivery
 from server.dispatch.progress import ProgressReport
 from server.generators import PROVIDERS
-from server.tasks.endpoints import Accepted, Generate, Page
+from server.tasks.endpoints import Accepted, DeleteOutcome, Generate, Page
 from server.tasks.snapshot import Snapshot
 
 VERSION = "0.1.0"
@@ -74,14 +74,16 @@ the task.
 After the end of all named tasks the stream ends; asking again with that cursor is answered with 204, which keeps \
 EventSource from coming back. A stream of all your tasks does not end. `event: bye` says that the server is going, \
 `event: refused` carries a problem in place of a status code that would close EventSource for good; both come with a \
-`retry:`. A comment comes every 15 seconds.""",
+`retry:`. Where a task is deleted, `event: refused` ends the stream that follows it, and `event: deleted` with \
+`{"taskId"}` tells a stream of many. A comment comes every 15 seconds.""",
     "/api/generate/ws": """\
 You send `{"type":"subscribe","taskIds":[…],"after":{"ID":version}}`; for all your tasks, those to come included, \
 `{"type":"subscribe","all":true,"after":"cursor"}`; `{"type":"unsubscribe","taskIds":[…]}` or `"all":true`; \
 `{"type":"ping"}`.
 
 The server sends `{"type":"subscribed","taskIds","sync"}` with `sync` as in the stream of events, then \
-`{"type":"status"|"progress","task","cursor"}`; `{"type":"refused","taskIds","problem"}`, which ends nothing; \
+`{"type":"status"|"progress","task","cursor"}`; `{"type":"refused","taskIds","problem"}`, which ends nothing but what \
+it names (a task that is deleted, for one); `{"type":"deleted","taskIds"}`, to those who follow all; \
 `{"type":"pong"}`; and `{"type":"bye","reason","retryMs"}` before it closes with 1012. What is not JSON \
 closes the connection with 1007, a message of more than 64 KiB with 1009.""",
 }
@@ -116,6 +118,15 @@ OPERATIONS: tuple[tuple[str, str, str, list[dict[str, Any]], Any, dict[int, tupl
         None,
         {200: ("A page.", Page)},
         (errors.InvalidParameter, errors.InvalidCursor, errors.Unavailable),
+    ),
+    (
+        "/api/generate",
+        "delete",
+        "Delete a task with its log and its picture; a running one is cancelled first",
+        [TASK],
+        None,
+        {200: ("It is gone.", DeleteOutcome)},
+        (errors.InvalidParameter, errors.TaskNotFound, errors.TaskInUse, errors.Unavailable),
     ),
     (
         "/api/generate/status",
@@ -221,7 +232,10 @@ OPERATIONS: tuple[tuple[str, str, str, list[dict[str, Any]], Any, dict[int, tupl
 
 def document() -> dict[str, Any]:
     """The whole description as a JSON object."""
-    types = [Generate, Accepted, Page, Snapshot, Delivery, ProgressReport, WebhookBody, Outcome, ProblemDetails]
+    types = [
+        *(Generate, Accepted, DeleteOutcome, Page, Snapshot),
+        *(Delivery, ProgressReport, WebhookBody, Outcome, ProblemDetails),
+    ]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     # Encoded once and sent as they are, so their types are told here.
     schemas["Page"]["properties"]["tasks"]["items"] = _reference(Snapshot)

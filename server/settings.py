@@ -183,6 +183,24 @@ class Settings:
     task_deadline_seconds: float = _setting(
         "TASK_DEADLINE_SECONDS", 900.0, values.seconds(1, 86_400), "How long a run may take before its task fails."
     )
+    tasks_kept_days: float | None = _setting(
+        "TASKS_KEPT_DAYS",
+        30.0,
+        values.days,
+        "Days after its end that a task is deleted, with its picture; or `forever`. Only tasks accepted here go.",
+    )
+    events_kept_days: float | None = _setting(
+        "EVENTS_KEPT_DAYS",
+        7.0,
+        values.days,
+        "Days after a task's end that its log is cut down to the last event; or `forever`.",
+    )
+    messages_kept_days: float | None = _setting(
+        "MESSAGES_KEPT_DAYS", 1.0, values.days, "Days that our dispatcher keeps a message after its end; or `forever`."
+    )
+    dead_letters_kept_days: float | None = _setting(
+        "DEAD_LETTERS_KEPT_DAYS", 7.0, values.days, "The same for messages that could not be delivered."
+    )
     data_dir: Path = _setting(
         "DATA_DIR",
         Path(".taskbeam"),

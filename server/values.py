@@ -37,6 +37,15 @@ def seconds(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def days(value: str) -> float | None:
+    """A number of days, None for `forever`. Not 0: it might be meant as either end."""
+    if value == "forever":
+        return None
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,6})?", value) or not 0.001 <= float(value) <= 36_500:
+        raise ValueError("must be a number of days from 0.001 to 36500, or forever")
+    return float(value)
+
+
 def url(*schemes: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         try:

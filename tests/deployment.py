@@ -25,7 +25,7 @@ READY_SECONDS_MAX = 30.0
 TOKEN = "token-of-the-tests-0123456789abcdef"
 CURRENT_KEY = "sig_0123456789abcdefghijklmnopqr"
 NEXT_KEY = "sig_rqponmlkjihgfedcba9876543210"
-CLEAN = ("AUTH_", "QSTASH_", "DATABASE_", "REDIS_", "GENERATOR_", "DISPATCHER_", "TASKBEAM_", "LOG_", "TASK_")
+CLEAN = ("AUTH_", "QSTASH_", "DATABASE_", "REDIS_", "GENERATOR_", "DISPATCHER_", "TASKBEAM_", "LOG_", "TASK", "EVENTS_")
 
 
 @dataclass(frozen=True)

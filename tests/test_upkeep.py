@@ -1,7 +1,10 @@
 """What happens now and then: what is over is ended, what is forgotten is gone, and each step is bounded."""
 
+from pathlib import Path
+
 from server.db import Pool
 from server.metrics import Metrics
+from server.retention import Retention
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
 from server.tasks.store import TaskStore
@@ -10,20 +13,17 @@ from tests.conftest import Connection
 from tests.tasks.conftest import User, store_on
 
 
-async def test_a_turn(pool: Pool, owner: Connection) -> None:
+async def test_a_turn(pool: Pool, owner: Connection, tmp_path: Path) -> None:
     store: TaskStore = store_on(pool, [])
     reader = TaskReader(pool, public_url="")
     pace, user = Pace(), User()
-    upkeep = Upkeep(pool, store, reader, pace, Metrics())
+    retention = Retention(pool, tmp_path, Metrics(), tasks_days=30, events_days=7)
+    upkeep = Upkeep(store, reader, pace, retention, Metrics())
     overdue, done = [(await store.create(user.claims, user.id, "a boat", b"{}")).task_id for _ in range(2)]
     await owner.execute("update image_generations set deadline_at = now() - interval '1 s' where task_id = $1", overdue)
     await owner.execute("update image_generations set status = 'completed', result = '/r' where task_id = $1", done)
-    # A signature is good for five minutes: until then its id must be known, beyond ten it need not be.
-    await owner.execute(
-        """insert into taskbeam.callbacks_seen (jti, seen_at)
-           values ('fresh', now() - interval '6 minutes'), ('old', now() - interval '11 minutes')"""
-    )
+    await owner.execute("insert into taskbeam.callbacks_seen values ('old', now() - interval '11 minutes')")
     await upkeep._turn(0)
     assert await owner.fetchval("select status::text from image_generations where task_id = $1", overdue) == "failed"
-    assert [row["jti"] for row in await owner.fetch("select jti from taskbeam.callbacks_seen")] == ["fresh"]
+    assert await owner.fetchval("select count(*) from taskbeam.callbacks_seen") == 0, "the retention had its turn"
     assert pace.typical_seconds is not None

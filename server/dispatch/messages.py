@@ -21,8 +21,6 @@ from server.dispatch.message import OUR_ID, Draft
 LEASE_SECONDS = 5.0
 RENEWAL_SECONDS_MAX = 1.5
 REAPED_A_STEP = 20
-KEPT_SECONDS = 3_600
-DEAD_LETTERS_KEPT_SECONDS = 7 * 86_400
 CLEANED_A_STEP = 5_000
 
 
@@ -76,10 +74,12 @@ def new_id() -> str:
 
 
 class Messages:
-    """All statements of the dispatcher."""
+    """All statements of the dispatcher. What has ended is kept for some days, None for ever."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, kept_days: float | None, dead_letters_kept_days: float | None) -> None:
         self._pool = pool
+        self._kept_days = kept_days
+        self._dead_letters_kept_days = dead_letters_kept_days
 
     async def publish(self, draft: Draft, caller_ip: str) -> tuple[str, bool]:
         """Store the message; the id, and whether an earlier one with its deduplication id stands for it."""
@@ -257,17 +257,22 @@ class Messages:
         )
 
     async def clean_up(self) -> None:
-        """Drop what ended an hour ago, old dead letters and expired deduplication ids, a bounded number of each."""
-        await self._pool.execute(
-            """delete from dispatcher.messages where id in (
-                 select id from dispatcher.messages
-                  where state in ('delivered', 'failed', 'canceled') and finished_at < now() - $1 * interval '1 second'
-                    and (state <> 'failed' or finished_at < now() - $2 * interval '1 second')
-                  order by finished_at limit $3)""",
-            KEPT_SECONDS,
-            DEAD_LETTERS_KEPT_SECONDS,
-            CLEANED_A_STEP,
-        )
+        """Drop what ended long enough ago, and expired deduplication ids, a bounded number of each."""
+        for states, days in (
+            (["delivered", "canceled"], self._kept_days),
+            (["failed"], self._dead_letters_kept_days),
+        ):
+            if days is not None:
+                await self._pool.execute(
+                    """delete from dispatcher.messages where id in (
+                         select id from dispatcher.messages
+                          where state in ('delivered', 'failed', 'canceled') and state::text = any ($1)
+                            and finished_at < now() - $2 * interval '1 day'
+                          order by finished_at limit $3)""",
+                    states,
+                    days,
+                    CLEANED_A_STEP,
+                )
         await self._pool.execute(
             """delete from dispatcher.deduplications where id in (
                  select id from dispatcher.deduplications where expires_at < now() order by expires_at limit $1)""",

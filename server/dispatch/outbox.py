@@ -7,6 +7,7 @@ deduplication id names task and attempt.
 
 import asyncio
 import re
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -37,6 +38,7 @@ PARALLELISM = 16
 RETRY_SECONDS_MAX = 60.0
 REASON_CHARACTERS_MAX = 500
 UNKNOWN_TRIES_MAX = 8
+WITHDRAWALS_MAX = 100
 
 # A callback that cannot be taken now (we are being deployed) is the only news of a finished picture. Upstash
 # allows few retries, by plan: those are stretched. Elsewhere it is tried for ten minutes, closely at first.
@@ -64,6 +66,7 @@ class Outbox:
         self._callback_options = HOSTED if is_hosted(settings.qstash_url) else PATIENT
         self._poked = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
+        self._withdrawing: set[asyncio.Task[None]] = set()
 
     def poke(self) -> None:
         self._poked.set()
@@ -87,9 +90,25 @@ class Outbox:
                 except TimeoutError:
                     continue
         finally:
-            for task in self._sending:
+            for task in self._sending | self._withdrawing:
                 task.cancel()
-            await asyncio.gather(*self._sending, return_exceptions=True)
+            await asyncio.gather(*self._sending, *self._withdrawing, return_exceptions=True)
+
+    def withdraw(self, message_ids: Sequence[str]) -> None:
+        """Ask the API to deliver these no more, their runs are over. A courtesy: a late callback changes nothing."""
+        for message_id in message_ids[: WITHDRAWALS_MAX - len(self._withdrawing)]:
+            task = asyncio.create_task(self._withdraw(message_id))
+            self._withdrawing.add(task)
+            task.add_done_callback(self._withdrawing.discard)
+
+    async def _withdraw(self, message_id: str) -> None:
+        try:
+            async with asyncio.timeout(PUBLISH_SECONDS_MAX):
+                await self._client.message.cancel(message_id)
+        except Exception as error:  # it is done already, most of the time
+            log.info("not_withdrawn", message_id=message_id, reason=_printable(f"{type(error).__name__}: {error}"))
+        else:
+            log.info("withdrawn", message_id=message_id)
 
     async def _step(self) -> None:
         free = PARALLELISM - len(self._sending)
@@ -189,13 +208,17 @@ class Outbox:
         return generator
 
     async def _sent(self, task_id: str, attempt: int, message_id: str | None) -> None:
-        await self._pool.execute(
-            """update taskbeam.dispatches set sent_at = now(), leased_until = null, message_id = $3, last_error = null
-                where task_id = $1 and attempt = $2""",
+        wanted = await self._pool.fetchval(
+            """update taskbeam.dispatches d set sent_at = now(), leased_until = null, message_id = $3, last_error = null
+                where task_id = $1 and attempt = $2
+               returning exists (select from public.image_generations t where t.task_id = d.task_id
+                                    and t.attempt = d.attempt and t.status in ('pending', 'processing'))""",
             task_id,
             attempt,
             message_id,
         )
+        if message_id is not None and not wanted:
+            self.withdraw([message_id])  # it was cancelled or deleted meanwhile
         if message_id is not None and not message_id.startswith(OUR_ID):
             # Our own dispatcher says when it begins, and a run's time counts from there; others do not.
             await self._pool.execute(

@@ -68,7 +68,11 @@ class Dispatcher:
             starter = await stack.enter_async_context(task_starter(settings, pool))
             sender = Sender(settings.signing_keys[0], _private_origins(settings))
             stack.push_async_callback(sender.close)
-            messages = Messages(pool)
+            messages = Messages(
+                pool,
+                kept_days=settings.messages_kept_days,
+                dead_letters_kept_days=settings.dead_letters_kept_days,
+            )
             self._engine = engine = Engine(messages, sender, settings.dispatcher_parallelism, _noting(starter))
             app.router.redirect_slashes = False
             app.router.routes.extend(Api(settings, pool, messages, engine.poke).routes)

@@ -76,6 +76,14 @@ class Follower:
             subscription.wake()
         return items
 
+    def deleted(self) -> list[str]:
+        """Of the tasks followed, those that were deleted since this was last asked."""
+        gone, self._subscription.deleted = self._subscription.deleted, ()
+        if self.only is not None:
+            gone = tuple(task_id for task_id in gone if task_id in self.only)
+            self.open.difference_update(gone)
+        return list(gone)
+
     def _wanted(self, change: TaskChange) -> bool:
         if self.only is None:
             return True
@@ -113,13 +121,15 @@ class Following:
         """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes = await self._reader.since(caller.claims, task_id, position)
+            changes, _ = await self._reader.since(caller.claims, task_id, position)
+            if not changes:
+                subscription.lose([task_id])
             return hub.task_items(changes, position), False
 
         subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
         follower = Follower(self, subscription, read)
         try:
-            changes = await self._reader.since(caller.claims, task_id, after)
+            changes, continues = await self._reader.since(caller.claims, task_id, after)
         except BaseException:
             follower.close()
             raise
@@ -127,8 +137,9 @@ class Following:
             follower.close()
             return None
         newest = changes[-1]
-        if after == 0 or (after > newest.version and not newest.is_terminal):
-            # Without a cursor, or with one that we cannot have sent.
+        unknown = after > newest.version and not newest.is_terminal
+        if after == 0 or unknown or (after < newest.version and not continues):
+            # Without a cursor, with one that we cannot have sent, or from before what the log still has.
             after = 0
             follower.sync = wire.Sync(after, newest.version, "snapshot", recovered=False)
             follower.first = [newest]
@@ -156,7 +167,8 @@ class Following:
         subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
         follower = Follower(self, subscription, read)
         try:
-            seq, tasks = await self._reader.overview(caller.claims, caller.user_id, sorted(only) if only else None)
+            named = sorted(only) if only else None
+            seq, trimmed, tasks = await self._reader.overview(caller.claims, caller.user_id, named)
         except BaseException:
             follower.close()
             raise
@@ -168,7 +180,7 @@ class Following:
             follower.open = {task.task_id for task in tasks if not task.is_terminal}
             follower.over = not follower.open and after is not None and after >= max(task.seq for task in tasks)
         cursor = wire.owner_cursor
-        if after is None or after > seq:
+        if after is None or after > seq or after < trimmed:
             follower.sync = wire.Sync(cursor(after or 0), cursor(seq), "snapshot", recovered=False)
             follower.first = tasks
             _begin(subscription, seq)

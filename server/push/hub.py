@@ -6,12 +6,13 @@ loses, doubles or reorders: a follower sees rising positions, and no change of s
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from server.tasks.snapshot import TaskChange
 
 INBOX_MAX = 256
+DELETED_MAX = 10_000
 
 
 class Item(NamedTuple):
@@ -69,7 +70,7 @@ def user_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
 class Subscription:
     """One follower's place in one topic. `wake` is called, from the event loop, when there is something to do."""
 
-    __slots__ = ("closing", "gap", "inbox", "received", "topic", "wake")
+    __slots__ = ("closing", "deleted", "gap", "inbox", "received", "topic", "wake")
 
     def __init__(self, topic: str, after: int, wake: Callable[[], None]) -> None:
         self.topic = topic
@@ -78,6 +79,7 @@ class Subscription:
         self.received = after  # everything that matters up to here was put into the inbox
         self.gap = False  # something lies between `received` and what the bus said
         self.closing = False
+        self.deleted: tuple[str, ...] = ()  # tasks of this topic that are gone, and were not told of yet
 
     def offer(self, item: Item) -> None:
         """Take an item in if it joins what is here, else note the gap. Old news is dropped."""
@@ -100,6 +102,11 @@ class Subscription:
         if not self.gap:
             self.gap = True
             self.wake()
+
+    def lose(self, task_ids: Sequence[str]) -> None:
+        """These tasks were deleted. Beyond a bound it is not told: nothing waits for it but an old page."""
+        self.deleted = (*self.deleted, *task_ids)[:DELETED_MAX]
+        self.wake()
 
     def take(self) -> list[Item]:
         """Everything that waits, in order."""
@@ -156,6 +163,11 @@ class Hub:
             for item in items:
                 for subscription in tuple(followers):
                     subscription.offer(item)
+
+    def lose(self, topic: str, task_ids: Sequence[str]) -> None:
+        """Tell all who follow the topic that these tasks are gone."""
+        for subscription in tuple(self._topics.get(topic, ())):
+            subscription.lose(task_ids)
 
     def behind(self, topic: str, position: int) -> int | None:
         """The lowest position that a follower of the topic has, if it is below `position`, else None."""

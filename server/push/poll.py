@@ -47,8 +47,7 @@ class Poll:
         if wait:
             change = await self._news(request, caller, task_id, after, wait)
         else:
-            changes = await self._reader.since(caller.claims, task_id, wire.VERSION_MAX)
-            change = changes[-1] if changes else None
+            change = await self._newest(caller, task_id)
         if change is None:
             raise TaskNotFound
         return self._response(request, change)
@@ -71,6 +70,8 @@ class Poll:
                     items = await follower.ready()
                     if items:
                         return items[-1].change
+                    if follower.deleted():
+                        return None
                     await wake.wait()
         except TimeoutError:
             pass
@@ -78,7 +79,10 @@ class Poll:
             gone.cancel()
             gauge.dec()
             follower.close()
-        changes = await self._reader.since(caller.claims, task_id, wire.VERSION_MAX)
+        return await self._newest(caller, task_id)
+
+    async def _newest(self, caller: Caller, task_id: str) -> TaskChange | None:
+        changes, _ = await self._reader.since(caller.claims, task_id, wire.VERSION_MAX)
         return changes[-1] if changes else None
 
     def _response(self, request: Request, change: TaskChange) -> Response:

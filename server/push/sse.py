@@ -156,6 +156,11 @@ class _Stream(EventSourceResponse):
                 yield self._frame(change, wire.owner_cursor(position))
                 if not self._many and change.is_terminal:
                     return
+            for task_id in follower.deleted():
+                if not self._many:
+                    yield wire.sse_refused(TaskNotFound())  # and so is the browser's next request
+                    return
+                yield wire.sse_deleted(task_id)
             if self._ended(False):
                 return
             await self._wake.wait()

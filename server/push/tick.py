@@ -16,7 +16,7 @@ import structlog
 from server.db import DATABASE_ERRORS
 from server.metrics import Metrics
 from server.push import hub
-from server.tasks.reading import Recent, TaskReader
+from server.tasks.reading import Gone, Recent, TaskReader
 from server.tasks.snapshot import TaskChange
 
 log = structlog.get_logger()
@@ -85,10 +85,11 @@ class Tick:
             self._poked.clear()
 
     async def _look_back(self) -> None:
-        now, recent = await self._reader.changed_since(self._since)
+        now, recent, deleted = await self._reader.changed_since(self._since)
         if _count(now) < _count(self._since):
             self._hub.nudge_all()  # another cluster, or this one from a backup: its transactions are counted anew
         await self._tell(recent)
+        self._tell_deleted(deleted)
         self._since = now  # only now: what could not be told is looked for again
 
     async def _look_at_noticed(self) -> None:
@@ -117,6 +118,14 @@ class Tick:
             by_task.setdefault(task_change.task_id, []).append(task_change)
         for task_id, changes in by_task.items():
             self._hub.deliver(hub.task_topic(task_id), hub.task_items(changes, missing[task_id]))
+
+    def _tell_deleted(self, deleted: list[Gone]) -> None:
+        by_user: dict[str, list[str]] = {}
+        for task_id, user_id in deleted:
+            self._hub.lose(hub.task_topic(task_id), [task_id])
+            by_user.setdefault(user_id, []).append(task_id)
+        for user_id, task_ids in by_user.items():
+            self._hub.lose(hub.user_topic(user_id), task_ids)
 
 
 def _count(snapshot: str) -> int:

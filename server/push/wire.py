@@ -86,6 +86,11 @@ def sse_refused(problem: Problem) -> bytes:
     return sse("refused", msgspec.json.encode(problem_body(problem)))
 
 
+def sse_deleted(task_id: str) -> bytes:
+    """A task of many is gone. Without an id: it is no version of it."""
+    return sse("deleted", msgspec.json.encode({"taskId": task_id}))
+
+
 def sse_bye(reason: str) -> bytes:
     return sse("bye", msgspec.json.encode({"reason": reason}))
 

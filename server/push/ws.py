@@ -251,6 +251,12 @@ class _Connection:
             if key != ALL and change.is_terminal:
                 self._drop(key)
                 return
+        deleted = follower.deleted()
+        if deleted and key == ALL:
+            await self._send(wire.ws_message("deleted", taskIds=deleted))
+        elif deleted:
+            self._drop(key)
+            await self._refuse(deleted, TaskNotFound())
 
     async def _send_change(self, change: snapshot.TaskChange, cursor: str) -> None:
         self._metrics.events.labels("websocket").inc()

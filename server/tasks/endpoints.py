@@ -2,22 +2,37 @@
 
 import math
 import re
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote
 
 import msgspec
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.auth import caller_of
 from server.body import read_json
-from server.errors import InvalidCursor, InvalidParameter, InvalidPrompt, TooLarge, Unauthorized, UnknownGenerator
+from server.errors import (
+    InvalidCursor,
+    InvalidParameter,
+    InvalidPrompt,
+    TaskInUse,
+    TaskNotFound,
+    TooLarge,
+    Unauthorized,
+    UnknownGenerator,
+)
 from server.metrics import Metrics
 from server.tasks.pace import Pace
 from server.tasks.reading import BadPageCursor, TaskReader
+from server.tasks.snapshot import TASK_ID
 from server.tasks.state import STATUSES
-from server.tasks.store import NoSuchUser, ParamsTooLarge, TaskStore
+from server.tasks.store import Deleted, NoSuchTask, NoSuchUser, ParamsTooLarge, Referenced, TaskStore
+
+ClearAway: TypeAlias = Callable[[Deleted], Awaitable[None]]
+
+log = structlog.get_logger()
 
 GENERATE_BYTES_MAX = 65_536
 PROMPT_CHARACTERS_MAX = 32_000
@@ -44,6 +59,13 @@ class Accepted(msgspec.Struct, rename="camel"):
     poll_after_ms: int
 
 
+class DeleteOutcome(msgspec.Struct, rename="camel"):
+    """The task is gone, with its log and its picture."""
+
+    task_id: str
+    outcome: Literal["deleted"] = "deleted"
+
+
 class Page(msgspec.Struct, omit_defaults=True):
     """Tasks, newest first; `cursor` asks for the next page and is left out on the last."""
 
@@ -52,7 +74,7 @@ class Page(msgspec.Struct, omit_defaults=True):
 
 
 class TaskEndpoints:
-    """POST and GET /api/generate"""
+    """POST, GET and DELETE /api/generate. `clear_away` removes what a deleted task leaves outside the database."""
 
     def __init__(
         self,
@@ -60,6 +82,7 @@ class TaskEndpoints:
         reader: TaskReader,
         pace: Pace,
         metrics: Metrics,
+        clear_away: ClearAway,
         generators: Collection[str | None] = (None,),
     ) -> None:
         self._store = store
@@ -67,6 +90,7 @@ class TaskEndpoints:
         self._reader = reader
         self._pace = pace
         self._metrics = metrics
+        self._clear_away = clear_away
 
     async def create(self, request: Request) -> Response:
         """Accept a task and answer at once."""
@@ -127,4 +151,31 @@ class TaskEndpoints:
         page = Page([msgspec.Raw(task.body) for task in tasks], cursor)
         return Response(
             msgspec.json.encode(page), media_type="application/json", headers={"Cache-Control": "private, no-store"}
+        )
+
+    async def delete(self, request: Request) -> Response:
+        """Take a task away with its log and its picture; a running one is cancelled first."""
+        caller = caller_of(request)
+        query = request.query_params
+        unknown = set(query) - {"taskId"}
+        if unknown:
+            raise InvalidParameter(f"{min(unknown)!r} is not a parameter of this route")
+        if len(query.getlist("taskId")) != 1:
+            raise InvalidParameter("name one task: DELETE /api/generate?taskId=…")
+        task_id = query["taskId"]
+        if not TASK_ID.fullmatch(task_id):
+            raise TaskNotFound
+        try:
+            deleted = await self._store.delete(caller.claims, task_id)
+        except NoSuchTask:
+            raise TaskNotFound from None
+        except Referenced:
+            raise TaskInUse from None
+        self._metrics.deleted.labels("request").inc()
+        log.info("task_deleted", task_id=task_id)
+        await self._clear_away(deleted)
+        return Response(
+            msgspec.json.encode(DeleteOutcome(task_id)),
+            media_type="application/json",
+            headers={"Cache-Control": "no-store"},
         )

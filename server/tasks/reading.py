@@ -10,6 +10,7 @@ which does not know whose rows the policies will let through, begins with all ta
 import base64
 import datetime as dt
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
@@ -35,6 +36,28 @@ class Recent(msgspec.Struct, frozen=True):
     seq: int
 
 
+class Gone(NamedTuple):
+    """A task that was deleted, and whose it was."""
+
+    task_id: str
+    user_id: str
+
+
+class History(NamedTuple):
+    """Changes of a task after a cursor, and whether its log has the next version: else what is older was cut off."""
+
+    changes: list[TaskChange]
+    continues: bool
+
+
+class Overview(NamedTuple):
+    """Tasks as they were at the owner's event number `seq`, oldest first; up to `trimmed` the log may have gaps."""
+
+    seq: int
+    trimmed: int
+    tasks: list[TaskChange]
+
+
 class TaskReader:
     """All reads of tasks. `claims` is the caller's verified claims as JSON text: RLS decides what they see."""
 
@@ -45,11 +68,12 @@ class TaskReader:
     def _changes(self, rows: Sequence[asyncpg.Record]) -> list[TaskChange]:
         return [snapshot.from_row(row, self._public_url) for row in rows]
 
-    async def since(self, claims: str, task_id: str, after: int) -> list[TaskChange]:
-        """The changes of status after version `after`, and always the newest version, last. [] if not visible."""
+    async def since(self, claims: str, task_id: str, after: int) -> History:
+        """The changes of status after version `after`, and always the newest version, last; none if not visible."""
         async with acting_as(self._pool, claims) as connection:
             rows = await connection.fetch(
-                """select c.* from (
+                """select c.*, exists (select from public.task_events
+                                        where (task_id, version) = (c.task_id, $2::int::bigint + 1)) as continues from (
                      select version from public.image_generations where task_id = $1
                      union
                      select version from public.task_events
@@ -60,12 +84,7 @@ class TaskReader:
                 task_id,
                 after,
             )
-        return self._changes(rows)
-
-    async def position(self, claims: str, user_id: str) -> int:
-        """The number of the user's newest event, 0 before the first."""
-        async with acting_as(self._pool, claims) as connection:
-            return await connection.fetchval("select seq from taskbeam.owners where user_id = $1", user_id) or 0
+        return History(self._changes(rows), bool(rows) and rows[0]["continues"])
 
     async def all_since(self, claims: str, user_id: str, seq: int) -> list[TaskChange]:
         """The user's events after number `seq`, in order, HISTORY_CHUNK at most.
@@ -90,13 +109,10 @@ class TaskReader:
             )
         return self._changes(rows)
 
-    async def overview(self, claims: str, user_id: str, task_ids: Sequence[str] | None) -> tuple[int, list[TaskChange]]:
-        """One consistent picture: the number of the newest event, and tasks as they are at it, oldest first.
-
-        The tasks are those named, or (None) the open ones and the newest ones, SNAPSHOT_TASKS_MAX at most.
-        """
+    async def overview(self, claims: str, user_id: str, task_ids: Sequence[str] | None) -> Overview:
+        """One consistent picture of the tasks named, or (None) of the open and newest, SNAPSHOT_TASKS_MAX at most."""
         async with acting_as(self._pool, claims, isolation="repeatable_read") as connection:
-            seq = await connection.fetchval("select seq from taskbeam.owners where user_id = $1", user_id)
+            owner = await connection.fetchrow("select seq, trimmed from taskbeam.owners where user_id = $1", user_id)
             if task_ids is None:
                 task_ids = await connection.fetchval(
                     """select array_agg(task_id) from (
@@ -121,7 +137,8 @@ class TaskReader:
                     order by c.created_at, c.task_id""",
                 task_ids or [],
             )
-        return seq or 0, self._changes(rows)
+        seq, trimmed = owner or (0, 0)
+        return Overview(seq, trimmed, self._changes(rows))
 
     async def page(
         self, claims: str, user_id: str, *, limit: int, cursor: str | None, status: str | None
@@ -152,8 +169,8 @@ class TaskReader:
         snapshot: str = await self._pool.fetchval("select pg_current_snapshot()::text")
         return snapshot
 
-    async def changed_since(self, snapshot: str) -> tuple[str, list[Recent]]:
-        """Which tasks have changes that are committed now and were not in `snapshot`; and the snapshot of now.
+    async def changed_since(self, snapshot: str) -> tuple[str, list[Recent], list[Gone]]:
+        """The snapshot of now, and which tasks were changed or deleted by what is in it and was not in `snapshot`.
 
         Each change is found once, at whatever time it was made: it is of a transaction that was open then, or began
         later. For the tick, as the server: who may see what was decided when each follower joined.
@@ -167,16 +184,25 @@ class TaskReader:
                  union all
                  select task_id, user_id, version, owner_seq from public.task_events
                   where xact = any ($2::text[]::xid8[])
+                 union all
+                 select task_id, user_id, null, null from taskbeam.deletions
+                  where xact >= $1::text::xid8 and xact < pg_snapshot_xmax(pg_current_snapshot())
+                 union all
+                 select task_id, user_id, null, null from taskbeam.deletions
+                  where xact = any ($2::text[]::xid8[])
                )
                select pg_current_snapshot()::text as snapshot, task_id, user_id::text,
-                      max(version) as version, max(owner_seq) as seq
+                      max(version) as version, max(owner_seq) as seq, bool_or(version is null) as gone
                  from (select) once left join late on true group by 2, 3""",
             newest,
             running.split(",") if running else [],
         )
-        return rows[0]["snapshot"], [
-            Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in rows if row["task_id"]
-        ]
+        found = [row for row in rows if row["task_id"]]
+        return (
+            rows[0]["snapshot"],
+            [Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in found if row["version"]],
+            [Gone(row["task_id"], row["user_id"]) for row in found if row["gone"]],
+        )
 
     async def newest(self, task_ids: Sequence[str]) -> list[Recent]:
         """The newest change of each of these tasks, whenever it was; for the tick, as changed_since()."""

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 Publish: TypeAlias = Callable[[TaskChange], None]
 EXPIRED_A_STEP_MAX = 100
+DELETE_TRIES_MAX = 5
 
 
 class NoSuchTask(LookupError):
@@ -34,8 +35,23 @@ class NoSuchUser(LookupError):
     """The caller is not among the users of this database (deleted, or of another project)."""
 
 
+class Referenced(ValueError):
+    """Rows of other tables of the database refer to the task, and do not go with it."""
+
+
 class ParamsTooLarge(ValueError):
     """The parameters, as the database writes them, are larger than it takes (1e300 is written with 300 zeros)."""
+
+
+class _Reopened(Exception):
+    """The task did not stay as it was found."""
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    """What a deleted task leaves elsewhere: its `result`, and messages at the provider that may still be under way."""
+
+    result: str | None
+    message_ids: list[str]
 
 
 class TaskStore:
@@ -179,6 +195,46 @@ class TaskStore:
             jti,
         )
         return await self._counted(task_id, change, row)
+
+    async def delete(self, claims: str, task_id: str) -> Deleted:
+        """Take away a task of the caller's with its log and outgoing messages; a running one is cancelled first.
+
+        So its followers see its end, and no generator need go on. Raises NoSuchTask and Referenced.
+        """
+        for _ in range(DELETE_TRIES_MAX):
+            async with acting_as(self._pool, claims) as connection:
+                found = await connection.fetchrow(
+                    "select status::text, attempt from public.image_generations where task_id = $1", task_id
+                )
+            if found is None:
+                raise NoSuchTask(task_id)
+            if found["status"] in OPEN:
+                await self.fail(
+                    task_id,
+                    Fail(attempt=found["attempt"], error="Cancelled", error_code="cancelled", cancelled=True),
+                )
+            with contextlib.suppress(_Reopened):
+                return await self._delete(task_id)
+        raise TimeoutError("it was retried each time it had been cancelled")
+
+    async def _delete(self, task_id: str) -> Deleted:
+        """Whose it is was asked before: a task never changes hands."""
+        try:
+            async with self._pool.acquire() as connection, connection.transaction():
+                messages = await connection.fetch(
+                    "select message_id from taskbeam.dispatches where task_id = $1 and message_id is not null", task_id
+                )
+                row = await connection.fetchrow(
+                    """delete from public.image_generations where task_id = $1 and status in ('completed', 'failed')
+                       returning result""",
+                    task_id,
+                )
+        except asyncpg.ForeignKeyViolationError:
+            raise Referenced(task_id) from None
+        if row is None:
+            raise _Reopened  # a retry came in between, or it is gone
+        unfinished = row["result"] is None
+        return Deleted(row["result"], [message["message_id"] for message in messages] if unfinished else [])
 
     async def _counted(self, task_id: str, change: Report | Complete | Fail, row: asyncpg.Record | None) -> Outcome:
         assert row is not None  # noqa: S101  (the statements end in a select without a FROM)

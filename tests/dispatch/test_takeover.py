@@ -275,7 +275,7 @@ async def test_postgres_away_for_longer_than_a_lease(deploy: Deploy, receiver: R
 
 async def test_an_old_claim_changes_nothing(pool: Pool, owner: Connection) -> None:
     """Every statement of a holder carries the fence of its claim: after another's claim none of them does anything."""
-    messages = Messages(pool)
+    messages = Messages(pool, kept_days=1, dead_letters_kept_days=7)
     draft = Draft(url="https://example.com/", callback="https://example.com/callback")
     message_id, _ = await messages.publish(draft, "")
     (old,) = await messages.claim(1, 1)

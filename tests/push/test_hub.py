@@ -51,6 +51,8 @@ def scenario(rng: Random, tasks: tuple[str, ...]) -> list[Step]:
     before: list[Step] = [("change", rng.choice(tasks), rng.choice(KINDS)) for _ in range(rng.randint(1, 14))]
     if rng.random() < 0.4:
         before.append(("delete", rng.choice(tasks)))
+    if rng.random() < 0.3:
+        before.append(("trim", rng.choice(tasks)))
     cursor = rng.choice([None, 0, rng.randrange(12)])
     return [*before, ("join", cursor, some(0, 10)), *(later() for _ in range(rng.randint(0, 40)))]
 
@@ -58,15 +60,17 @@ def scenario(rng: Random, tasks: tuple[str, ...]) -> list[Step]:
 def play(steps: list[Step], *, many: bool) -> None:
     """One scenario to its end, with bounds so low that a short history exceeds them."""
     with patch.object(hub, "INBOX_MAX", 4), patch.object(follow, "HISTORY_CHUNK", 3):
-        world, client = World(chunk=3), None
+        world, client, gone = World(chunk=3), None, set[str]()
         for step in steps:
             match step:
                 case ("join", cursor, meanwhile):
+                    gone = world.gone & world.states.keys()
+                    world.untold.clear()  # ticks have found them
                     client = join(world, cursor, meanwhile, many)
                 case ("take", meanwhile) if client:
                     world.meanwhile = meanwhile
                     client.take()
-                case ("delete", _) if not many:
+                case ("delete", _) if not many and client is None:
                     continue
                 case _:
                     world.do(step)
@@ -74,6 +78,7 @@ def play(steps: list[Step], *, many: bool) -> None:
         if client:
             client.rest()
             client.hold_to_the_promise()
+            assert client.hears_of((world.gone & world.states.keys()) - gone)
 
 
 def join(world: World, cursor: int | None, meanwhile: list[Step], many: bool) -> Client | None:

@@ -14,7 +14,7 @@ from server.push import hub
 from server.push.bus import RedisBus
 from server.push.follow import Follower, Following
 from server.push.publisher import decode, encode
-from server.tasks.reading import HISTORY_CHUNK, TaskReader
+from server.tasks.reading import HISTORY_CHUNK, History, Overview, TaskReader
 from server.tasks.snapshot import Snapshot, TaskChange, from_body
 from server.tasks.state import Change, Complete, Fail, Report, Retry, State, advance
 
@@ -68,10 +68,13 @@ class World:
     def __init__(self, chunk: int = HISTORY_CHUNK) -> None:
         self.hub = hub.Hub(lambda _: None, lambda _: None)
         self.log: list[TaskChange] = []
+        self.ever: list[TaskChange] = []  # of tasks that are still there, with what was cut off
+        self.trimmed = 0
         self.seq = 0
         self.chunk = chunk  # what one read of the owner's history brings at most
         self.states: dict[str, State] = {}
         self.gone: set[str] = set()
+        self.untold: list[str] = []  # of those gone, the ones that no tick has found yet
         self.under_way: list[tuple[str, bytes]] = []
         self.awake = True  # a transport looks once by itself, then when it is woken
         self.meanwhile: list[Step] = []  # what happens while the next reads are under way
@@ -81,8 +84,13 @@ class World:
             case ("change", task_id, kind):
                 self._change(task_id, kind)
             case ("delete", task_id):
+                if task_id in self.states and task_id not in self.gone:
+                    self.untold.append(task_id)
                 self.gone.add(task_id)
                 self.log = [change for change in self.log if change.task_id != task_id]
+                self.ever = [change for change in self.ever if change.task_id != task_id]
+            case ("trim", task_id):
+                self._trim(task_id)
             case ("bus", at, keep) if self.under_way:
                 at %= len(self.under_way)
                 topic, data = self.under_way[at] if keep else self.under_way.pop(at)
@@ -91,6 +99,13 @@ class World:
                 self.under_way.pop(at % len(self.under_way))
             case ("tick",):
                 self.tick()
+
+    def _trim(self, task_id: str) -> None:
+        """What retention.py does with a task that ended a while ago."""
+        mine = [change for change in self.log if change.task_id == task_id]
+        if len(mine) > 1 and mine[-1].is_terminal:
+            self.trimmed = max(self.trimmed, mine[-2].seq)
+            self.log = [change for change in self.log if change not in mine[:-1]]
 
     def _change(self, task_id: str, kind: str) -> None:
         if task_id in self.gone:
@@ -102,10 +117,15 @@ class World:
             self.seq += 1
             made = change_of(task_id, after, self.seq)
             self.log.append(made)
+            self.ever.append(made)
             self.under_way += encode(made)
 
     def tick(self) -> None:
         """What tick.py does with what changed of late; here that is everything."""
+        for task_id in self.untold:
+            for topic in (hub.task_topic(task_id), USER_TOPIC):
+                self.hub.lose(topic, [task_id])
+        self.untold.clear()
         for task_id, state in self.states.items():
             topic = hub.task_topic(task_id)
             seen = self.hub.behind(topic, state.version)
@@ -128,15 +148,16 @@ class World:
         mine = [change for change in self.log if change.task_id == task_id]
         return [c for c in mine if c is mine[-1] or (c.version > after and c.is_status)]
 
-    async def since(self, _: str, task_id: str, after: int) -> list[TaskChange]:
-        return self._read(self._since(task_id, after))
+    async def since(self, _: str, task_id: str, after: int) -> History:
+        continues = any((change.task_id, change.version) == (task_id, after + 1) for change in self.log)
+        return self._read(History(self._since(task_id, after), continues))
 
     async def all_since(self, _: str, user_id: str, seq: int) -> list[TaskChange]:
         return self._read([change for change in self.log if change.seq > seq][: self.chunk])
 
-    async def overview(self, _: str, user_id: str, task_ids: list[str] | None) -> tuple[int, list[TaskChange]]:
+    async def overview(self, _: str, user_id: str, task_ids: list[str] | None) -> Overview:
         newest = {change.task_id: change for change in self.log}
-        return self._read((self.seq, list(newest.values())))
+        return self._read(Overview(self.seq, self.trimmed, list(newest.values())))
 
     async def subscribed(self, topic: str, seconds: float) -> None:
         return None
@@ -154,6 +175,7 @@ class Client:
         self.follower = follower
         self.by_seq = by_seq
         self.told = list(follower.first)
+        self.deleted: list[str] = []
         # With a cursor, `first` is what lies after it; a snapshot stands for everything up to where it was taken.
         sync_to = int(str(follower.sync.to).lstrip("s"))
         self.start = sync_to if follower.sync.mode == "snapshot" else position
@@ -168,6 +190,7 @@ class Client:
             assert position > self.position, "positions strictly rise"
             self.position = position
             self.told.append(change)
+        self.deleted += self.follower.deleted()
 
     def settle(self) -> None:
         """Take until nothing wakes it any more."""
@@ -186,9 +209,14 @@ class Client:
     def hold_to_the_promise(self) -> None:
         told = {(change.task_id, change.version) for change in self.told}
         newest = {change.task_id: change.version for change in self.world.log}
-        for change in self.world.log:
+        # Who is not told that something could not be recovered, has everything; also what was cut off since.
+        for change in self.world.ever if self.follower.sync.recovered else self.world.log:
             if (change.seq if self.by_seq else change.version) <= self.start:
                 continue
             last = change.version == newest[change.task_id]
             if last or (change.is_status and change.status != "failed"):  # a failure may be superseded
                 assert (change.task_id, change.version) in told, "the newest state and all changes of status"
+
+    def hears_of(self, task_ids: set[str]) -> bool:
+        """Whether it was told that these and no others were deleted."""
+        return set(self.deleted) == task_ids

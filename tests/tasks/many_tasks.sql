@@ -19,8 +19,11 @@ update public.image_generations set version = 3002 where task_id = 'task_4';
 insert into public.task_events (task_id, version, user_id, owner_seq, status_version, attempt, delivery, status, cancelled, at)
   select task_id, v, user_id, 1000000 + v, 2, 1, 1, status::text, false, created_at
     from public.image_generations, generate_series(3, 3002) v where task_id = 'task_4';
-insert into taskbeam.dispatches (task_id, attempt, next_at, tries, sent_at)
-  select task_id, 1, created_at, 1, case when status <> 'pending' then created_at end from public.image_generations;
+insert into taskbeam.dispatches (task_id, attempt, next_at, created_at, tries, sent_at)
+  select task_id, 1, created_at, created_at, 1, case when status <> 'pending' then created_at end from public.image_generations;
+update public.image_generations set updated_at = created_at;
+insert into taskbeam.deletions (task_id, user_id, at) select 'gone_' || n, gen_random_uuid(), now() - n * interval '1 second'
+  from generate_series(1, 20000) n;
 insert into taskbeam.callbacks_seen (jti, seen_at) select 'jti_' || n, now() - n * interval '31 ms' from generate_series(1, 20000) n;
 insert into dispatcher.messages (id, state, url, max_retries, timeout_ms, finished_at, created_at)
   select 'msg_' || n, (case when n % 100 = 0 then 'created' else 'delivered' end)::dispatcher.message_state, 'http://127.0.0.1/', 3, 1000,

@@ -14,6 +14,7 @@ from server.db import Pool, close_pool, open_pool
 from server.dispatch.messages import Messages
 from server.dispatch.outbox import Outbox
 from server.metrics import Metrics
+from server.retention import Retention
 from server.settings import Settings
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
@@ -29,7 +30,8 @@ ROWS_MAX = 450  # that one run may read of one table
 
 READ = """
 select relname, seq_scan, seq_tup_read + coalesce(idx_tup_fetch, 0) as rows from pg_stat_user_tables
- where relname in ('image_generations', 'task_events', 'owners', 'dispatches', 'users', 'messages', 'deduplications')
+ where relname in ('image_generations', 'task_events', 'owners', 'dispatches', 'users', 'messages', 'deduplications',
+                   'deletions')
 """
 
 
@@ -43,20 +45,23 @@ async def one(settings: Settings, owner: Connection) -> AsyncIterator[Pool]:
 
 
 async def test_no_statement_reads_a_table_from_end_to_end(
-    one: Pool, owner: Connection, settings: Settings, subtests: pytest.Subtests
+    one: Pool, owner: Connection, settings: Settings, subtests: pytest.Subtests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     user = User("00000000-0000-4000-8000-000000000007")
     mine = [f"task_{n}" for n in range(4, TASKS, 4)]
     waiting = [f"task_{n}" for n in range(100, TASKS, 100)]  # none of them overdue
     store: TaskStore = store_on(one, [])
     reader = TaskReader(one, public_url="")
-    messages = Messages(one)
+    messages = Messages(one, kept_days=1, dead_letters_kept_days=7)
     claims, me = user.claims, user.id
     counter = iter(range(1_000_000))
     snapshot = await reader.now()
 
     outbox = Outbox(one, store, settings, b"secret", Metrics())
-    upkeep = Upkeep(one, store, reader, Pace(), Metrics())
+    retention = Retention(one, settings.data_dir, Metrics(), tasks_days=13, events_days=7)
+    monkeypatch.setattr("server.retention.TASKS_A_STEP", 50)
+    no_ages = Retention(one, settings.data_dir, Metrics(), tasks_days=None, events_days=None)
+    upkeep = Upkeep(store, reader, Pace(), no_ages, Metrics())
 
     async def refused() -> None:
         with pytest.raises(NoSuchTask):
@@ -71,7 +76,6 @@ async def test_no_statement_reads_a_table_from_end_to_end(
         "is cancelled": lambda: store.is_cancelled(waiting[0], 1),
         "expire": store.expire,
         "since": lambda: reader.since(claims, mine[0], 0),
-        "position": lambda: reader.position(claims, me),
         "all since": lambda: reader.all_since(claims, me, 1_003_000 - 20),
         "overview": lambda: reader.overview(claims, me, None),
         "overview of some": lambda: reader.overview(claims, me, mine[:20]),
@@ -82,6 +86,8 @@ async def test_no_statement_reads_a_table_from_end_to_end(
         "missed": lambda: reader.missed(dict.fromkeys(mine[:50], 1)),
         "typical": reader.typical_seconds,
         "upkeep": lambda: upkeep._turn(0),
+        "trim logs": retention._trim_logs,
+        "delete old tasks": retention._delete_tasks,
         "take": lambda: outbox._take(5),
         "sent": lambda: outbox._sent(waiting[0], 1, "msg_77"),
         "send again": lambda: outbox._again(waiting[0], 1, 1, OSError("refused")),

@@ -109,7 +109,7 @@ async def test_one_statement_over_many_tasks_numbers_all_of_them(
         (n, 2) for n in range(6, 11)
     ]
     assert {c.task_id for c in await reader.all_since(other.claims, other.id, 3)} == set(theirs)
-    assert await reader.position(user.claims, user.id) == 2 * len(mine)
+    assert (await reader.overview(user.claims, user.id, [])).seq == 2 * len(mine)
 
 
 async def test_an_upsert_of_others_is_logged_once_a_row(

@@ -29,12 +29,12 @@ async def test_since_skips_mere_progress_but_the_newest(store: TaskStore, reader
     (task_id,) = await _created(store, user, 1)
     for progress in (10, 20, 30):
         await store.report(task_id, Report(attempt=1, progress=progress))
-    versions = [c.version for c in await reader.since(user.claims, task_id, 0)]
+    versions = [c.version for c in (await reader.since(user.claims, task_id, 0)).changes]
     assert versions == [1, 2, 4]
-    assert [c.version for c in await reader.since(user.claims, task_id, 2)] == [4]
-    assert [c.version for c in await reader.since(user.claims, task_id, 99)] == [4]
+    assert [c.version for c in (await reader.since(user.claims, task_id, 2)).changes] == [4]
+    assert [c.version for c in (await reader.since(user.claims, task_id, 99)).changes] == [4]
     await store.complete(task_id, Complete(attempt=1, result="/results/a"))
-    assert [c.status for c in await reader.since(user.claims, task_id, 1)] == ["processing", "completed"]
+    assert [c.status for c in (await reader.since(user.claims, task_id, 1)).changes] == ["processing", "completed"]
 
 
 async def test_a_snapshot_read_is_the_one_published(
@@ -43,12 +43,12 @@ async def test_a_snapshot_read_is_the_one_published(
     (task_id,) = await _created(store, user, 1)
     await store.report(task_id, Report(attempt=1, progress=10, preview="data:,x"))
     await store.report(task_id, Report(attempt=1, progress=20, preview="data:,y"))
-    read = await reader.since(user.claims, task_id, 0)
+    read = (await reader.since(user.claims, task_id, 0)).changes
     assert read[-1].body == published[-1].body
     # Of what came before, only the newest preview is kept; and none of a task that has ended.
     assert [msgspec.json.decode(c.body)["preview"] for c in read] == [None, None, "data:,y"]
     await store.fail(task_id, Fail(attempt=1, error="no", error_code="odd"))
-    read = await reader.since(user.claims, task_id, 0)
+    read = (await reader.since(user.claims, task_id, 0)).changes
     assert read[-1].body == published[-1].body
     assert {msgspec.json.decode(c.body)["preview"] for c in read} == {None}
 
@@ -126,7 +126,7 @@ async def test_overview_is_one_picture_however_much_is_written(
     writing = asyncio.gather(*map(write, made))
     rounds = 0
     while not writing.done():
-        seq, tasks = await reader.overview(user.claims, user.id, None)
+        seq, _, tasks = await reader.overview(user.claims, user.id, None)
         assert max(task.seq for task in tasks) == seq
         logged = await pool.fetch(
             "select task_id, max(version) as newest from task_events where user_id = $1 and owner_seq <= $2 group by 1",
@@ -148,10 +148,10 @@ async def test_overview_has_the_open_ones_first_and_is_bounded(
            select 't' || n, $1, 'x', 'completed', '/results/a' from generate_series(1, 150) n""",
         user.id,
     )
-    seq, tasks = await reader.overview(user.claims, user.id, None)
+    seq, _, tasks = await reader.overview(user.claims, user.id, None)
     assert (seq, len(tasks), tasks[0].task_id) == (151, SNAPSHOT_TASKS_MAX, oldest)
     # Named ones, whatever they are.
-    _, named = await reader.overview(user.claims, user.id, ["t1", oldest, "absent"])
+    _, _, named = await reader.overview(user.claims, user.id, ["t1", oldest, "absent"])
     assert [task.task_id for task in named] == [oldest, "t1"]
 
 
@@ -167,7 +167,7 @@ async def test_history_comes_in_chunks(store: TaskStore, reader: TaskReader, own
     chunk = await reader.all_since(user.claims, user.id, 1)
     assert [c.seq for c in chunk] == list(range(2, HISTORY_CHUNK + 2))
     rest = await reader.all_since(user.claims, user.id, chunk[-1].seq)
-    assert rest[-1].seq == await reader.position(user.claims, user.id)
+    assert rest[-1].seq == (await reader.overview(user.claims, user.id, [])).seq
 
 
 # The tick
@@ -179,13 +179,13 @@ async def test_the_tick_finds_each_change_once(
     before = await reader.now()
     a, b, c = await _created(store, user, 3)
     await store.report(b, Report(attempt=1, progress=5))
-    now, recent = await reader.changed_since(before)
+    now, recent, _ = await reader.changed_since(before)
     assert {(r.task_id, r.version, r.seq, r.user_id) for r in recent} == {
         (a, 1, 1, user.id),
         (b, 2, 4, user.id),
         (c, 1, 3, user.id),
     }
-    _, recent = await reader.changed_since(now)
+    _, recent, _ = await reader.changed_since(now)
     assert recent == []
     # A tick that failed looks from where the last one succeeded.
     assert len((await reader.changed_since(before))[1]) == 3
@@ -210,9 +210,9 @@ async def test_a_change_is_found_however_long_its_transaction_lasted(
         await owner.execute("update task_events set at = at - interval '1 hour'")
         for _ in range(3):
             busy = (await store.create(other.claims, other.id, "x", b"{}")).task_id
-            snapshot, recent = await reader.changed_since(snapshot)
+            snapshot, recent, _ = await reader.changed_since(snapshot)
             assert [r.task_id for r in recent] == [busy]
-    snapshot, recent = await reader.changed_since(snapshot)
+    snapshot, recent, _ = await reader.changed_since(snapshot)
     assert {(r.task_id, r.version, r.seq) for r in recent} == {(slow, 2, 3), ("new", 1, 4)}
     assert (await reader.changed_since(snapshot))[1] == []
     for _ in range(100):

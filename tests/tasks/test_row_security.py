@@ -21,10 +21,9 @@ Read = Callable[[TaskReader, User, User, str], Awaitable[object]]
 
 # What a caller who asks for another's task, or as another's user, is told.
 READS: dict[str, tuple[Read, object]] = {
-    "since": (lambda r, me, _, task: r.since(me.claims, task, 0), []),
-    "overview of it": (lambda r, me, _, task: r.overview(me.claims, me.id, [task]), (0, [])),
-    "overview of theirs": (lambda r, me, them, _: r.overview(me.claims, them.id, None), (0, [])),
-    "position": (lambda r, me, them, _: r.position(me.claims, them.id), 0),
+    "since": (lambda r, me, _, task: r.since(me.claims, task, 0), ([], False)),
+    "overview of it": (lambda r, me, _, task: r.overview(me.claims, me.id, [task]), (0, 0, [])),
+    "overview of theirs": (lambda r, me, them, _: r.overview(me.claims, them.id, None), (0, 0, [])),
     "all since": (lambda r, me, them, _: r.all_since(me.claims, them.id, 0), []),
     "page": (lambda r, me, them, _: r.page(me.claims, them.id, limit=5, cursor=None, status=None), ([], None)),
 }
@@ -103,8 +102,8 @@ async def test_a_generous_policy_of_others_opens_nothing(
     await owner.execute('create policy "Enable read access for all users" on image_generations using (true)')
     await owner.execute('create policy "Enable read access for all users" on task_events using (true)')
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-    assert await reader.since(User().claims, task_id, 0) == []
-    assert len(await reader.since(user.claims, task_id, 0)) == 1
+    assert (await reader.since(User().claims, task_id, 0)).changes == []
+    assert len((await reader.since(user.claims, task_id, 0)).changes) == 1
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await store.create(User().claims, user.id, "a boat", b"{}")
 
@@ -216,7 +215,7 @@ async def test_the_login_role_alone_sees_nothing(pool: Pool, store: TaskStore, u
 async def test_claims_that_name_no_user_see_nothing(store: TaskStore, reader: TaskReader, user: User) -> None:
     before = await reader.now()
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-    assert await reader.since(NOBODY, task_id, 0) == []
-    assert await reader.since("{}", task_id, 0) == []
-    _, recent = await reader.changed_since(before)
+    assert (await reader.since(NOBODY, task_id, 0)).changes == []
+    assert (await reader.since("{}", task_id, 0)).changes == []
+    _, recent, _ = await reader.changed_since(before)
     assert len(recent) == 1  # the tick, as the server, does

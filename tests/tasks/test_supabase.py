@@ -92,8 +92,9 @@ async def test_the_path_of_a_task(supabase: Elsewhere, user: User) -> None:
         task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
         await store.report(task_id, Report(attempt=1, progress=40))
         await store.complete(task_id, Complete(attempt=1, result="/results/a"))
-        assert [c.status for c in await reader.since(user.claims, task_id, 0)] == ["pending", "processing", "completed"]
-        assert await reader.since(User().claims, task_id, 0) == []
+        changes, _ = await reader.since(user.claims, task_id, 0)
+        assert [c.status for c in changes] == ["pending", "processing", "completed"]
+        assert (await reader.since(User().claims, task_id, 0)).changes == []
 
         # A user whom Supabase does not know, or no longer, makes none.
         stranger = User()
@@ -102,7 +103,7 @@ async def test_the_path_of_a_task(supabase: Elsewhere, user: User) -> None:
         async with supabase.connect(superuser=True) as admin:
             await admin.execute("set role supabase_auth_admin")
             await admin.execute("delete from auth.users where id = $1", user.id)
-        assert await reader.since(user.claims, task_id, 0) == []
+        assert (await reader.since(user.claims, task_id, 0)).changes == []
         with pytest.raises(NoSuchUser):
             await store.create(user.claims, user.id, "a boat", b"{}")
     async with supabase.connect() as postgres:
@@ -125,5 +126,5 @@ async def test_the_table_editor_and_the_apps_own_session(supabase: Elsewhere, us
             "update image_generations set status = 'completed', result = 'https://x/y' where task_id = 't'"
         )
     async with supabase.pool() as pool:
-        changes = await TaskReader(pool, public_url="").since(user.claims, "t", 0)
+        changes = (await TaskReader(pool, public_url="").since(user.claims, "t", 0)).changes
         assert [(c.version, c.status) for c in changes] == [(1, "pending"), (2, "completed")]

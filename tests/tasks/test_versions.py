@@ -21,11 +21,11 @@ async def test_the_path_of_a_task(hosted: Elsewhere, user: User) -> None:
         assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), jti="c") == "applied"
         assert await store.fail(task_id, Fail(attempt=1, error="late", error_code="x"), jti="d") == "stale"
 
-        changes = await reader.since(user.claims, task_id, 0)
+        changes = (await reader.since(user.claims, task_id, 0)).changes
         assert [(c.version, c.status) for c in changes] == [(1, "pending"), (2, "processing"), (3, "completed")]
         assert [c.body for c in changes] == [c.body for c in published]
-        assert await reader.position(user.claims, user.id) == 3
-        seq, overview = await reader.overview(user.claims, user.id, None)
+        assert (await reader.overview(user.claims, user.id, [])).seq == 3
+        seq, _, overview = await reader.overview(user.claims, user.id, None)
         assert (seq, [c.body for c in overview]) == (3, [changes[-1].body])
 
 
@@ -33,7 +33,7 @@ async def test_nobody_sees_the_task_of_another(hosted: Elsewhere, user: User) ->
     async with hosted.pool() as pool:
         store, reader = store_on(pool, []), TaskReader(pool, public_url="")
         task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-        assert await reader.since(User().claims, task_id, 0) == []
+        assert (await reader.since(User().claims, task_id, 0)).changes == []
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             async with acting_as(pool, user.claims) as connection:
                 await connection.execute("update image_generations set status = 'processing'")
@@ -47,7 +47,7 @@ async def test_others_changes_are_logged(hosted: Elsewhere, user: User) -> None:
             "insert into image_generations (task_id, user_id, prompt) values ('t', $1, 'a boat')", user.id
         )
         await owner.execute("update image_generations set status = 'completed', result = '/r' where task_id = 't'")
-        changes = await reader.since(user.claims, "t", 0)
+        changes = (await reader.since(user.claims, "t", 0)).changes
         assert [(c.version, c.status) for c in changes] == [(1, "pending"), (2, "completed")]
 
 
