@@ -57,7 +57,8 @@ async def test_it_goes_with_its_log_and_its_picture(deploy: Deploy, owner: Conne
         """select (select count(*) from task_events) as events, (select count(*) from taskbeam.dispatches) as messages,
                   (select count(*) from taskbeam.discarded_pictures) as pictures"""
     )
-    assert left is not None and tuple(left) == (0, 0, 0)
+    assert left is not None
+    assert tuple(left) == (0, 0, 0)
     assert list((here.folder / "results").glob("*")) == []
 
 
