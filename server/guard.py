@@ -5,8 +5,6 @@ browser send requests to a loopback port: so without sign-in only our own host n
 and behind a tunnel only the routes that bring their own proof.
 """
 
-import re
-import secrets
 import time
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
@@ -20,16 +18,14 @@ from server import errors
 from server.db import UNAVAILABLE
 from server.errors import Problem, problem_response
 from server.metrics import Metrics
-from server.values import is_loopback
+from server.peer import FORWARDED_ADDRESSES, is_local_address, is_local_host
+from server.request_id import HEADER, request_id_of
 
 log = structlog.get_logger()
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 PATH_CHARACTERS_LOGGED = 200
 # They carry a signature or a token of their own, so they may be called from anywhere.
 SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/")
-# A tunnel may rewrite Host to ours, but it says for whom it asks.
-FORWARDED_ADDRESSES = ("x-forwarded-for", "x-real-ip", "cf-connecting-ip", "forwarded")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -63,8 +59,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_urlsafe(9)
+        request_id = request_id_of(headers)
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(process="web", request_id=request_id)
         exchange = _Exchange(scope, send, request_id, self._headers)
@@ -81,12 +76,12 @@ class Guard:
         host = headers.get("host", "").lower()
         path = scope["path"]
         if path.startswith(SELF_PROVING):
-            if host in self._told_hosts or _is_local(host):
+            if host in self._told_hosts or is_local_host(host):
                 return
             raise errors.ForeignHost
         # The development server of an app on this machine may stand in front; no page can set this header for us.
         front = headers.get("x-forwarded-host", host).lower()
-        if not _is_local(host) or not _is_local(front) or not _comes_from_here(headers):
+        if not is_local_host(host) or not is_local_host(front) or not _comes_from_here(headers):
             raise errors.ForeignHost
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"http://{front}"):
@@ -126,7 +121,7 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in self._headers.items():
                 headers.setdefault(name, value)
-            headers["X-Request-Id"] = self._request_id
+            headers[HEADER] = self._request_id
         elif message["type"] == "websocket.accept":
             self.status = 101
         elif message["type"] == "websocket.close" and not self.status:
@@ -147,15 +142,10 @@ class _Exchange:
         await problem_response(problem, self._request_id)(self._scope, receive, self.send)
 
 
-def _is_local(host: str) -> bool:
-    """No name server can bend a literal address, so every loopback one will do."""
-    return is_loopback(re.sub(r":[0-9]{1,5}$", "", host))
-
-
 def _comes_from_here(headers: Headers) -> bool:
     """Whether every address that a proxy says it asks for is of this machine."""
     said = [address for name in FORWARDED_ADDRESSES for address in headers.get(name, "").split(",") if address.strip()]
-    return all(is_loopback(address.strip().removeprefix("::ffff:")) for address in said)
+    return all(map(is_local_address, said))
 
 
 def _problem(error: Exception) -> Problem:

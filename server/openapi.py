@@ -15,8 +15,7 @@ from server.dispatch.progress import ProgressReport
 from server.generators import PROVIDERS
 from server.tasks.endpoints import Accepted, DeleteOutcome, Generate, Page
 from server.tasks.snapshot import Snapshot
-
-VERSION = "0.1.0"
+from server.version import VERSION
 
 
 class ProblemDetails(msgspec.Struct, rename="camel"):

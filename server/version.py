@@ -1,0 +1,3 @@
+"""The version of this server, as its API and its metrics tell it."""
+
+VERSION = "0.1.0"
