@@ -64,15 +64,54 @@ HOPELESS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatal
 DATABASE_ERRORS: tuple[type[BaseException], ...] = (*UNAVAILABLE, asyncpg.PostgresError)
 
 
-async def open_pool(settings: Settings, *, application: str, size: int | None = None) -> Pool:
+class _Acquire(asyncpg.pool.PoolAcquireContext):
+    """Waits for a connection of the pool as asyncpg does, and says how long it took."""
+
+    __slots__ = ("_waited",)
+
+    def __init__(self, pool: "_Pool", timeout: float | None) -> None:
+        super().__init__(pool, timeout)
+        self._waited = pool.waited
+
+    async def __aenter__(self) -> Connection:
+        began = time.monotonic()
+        try:
+            return await super().__aenter__()
+        finally:
+            self._waited(time.monotonic() - began)
+
+
+class _Pool(asyncpg.Pool):
+    """Tells `waited` of each wait for a connection, in seconds, also of those in vain; asyncpg has no word for it."""
+
+    waited: Callable[[float], None]
+
+    def acquire(self, *, timeout: float | None = None) -> _Acquire:
+        return _Acquire(self, timeout)
+
+
+async def open_pool(
+    settings: Settings,
+    *,
+    application: str,
+    size: int | None = None,
+    waited: Callable[[float], None] = lambda _: None,
+) -> Pool:
     """A pool whose connections act as service_role; `application` shows in pg_stat_activity.
+
+    `waited` is told how many seconds each statement waited for its connection.
 
     Raises what asyncpg raises when the server cannot be reached.
     """
-    return await asyncpg.create_pool(
+    pool = _Pool(
         settings.database_url,
         min_size=1,
         max_size=size or settings.database_connections,
+        max_queries=50_000,
+        max_inactive_connection_lifetime=300.0,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
         command_timeout=STATEMENT_TIMEOUT_MS / 1000 + 2,
         timeout=ACQUIRE_TIMEOUT_SECONDS,
         server_settings={
@@ -87,6 +126,8 @@ async def open_pool(settings: Settings, *, application: str, size: int | None = 
             "enable_bitmapscan": "off",
         },
     )
+    pool.waited = waited
+    return await pool
 
 
 class DatabaseNotReady(Exception):
