@@ -27,7 +27,7 @@ from server.dispatch.outbox import Outbox
 from server.dispatch.progress import Progress
 from server.dispatch.webhook import Webhook
 from server.guard import Guard
-from server.metrics import Metrics
+from server.metrics import CONTENT_TYPE, Metrics
 from server.push.bus import Bus, NoticeBus, RedisBus
 from server.push.follow import Following
 from server.push.hub import Hub
@@ -39,6 +39,7 @@ from server.push.ws import Sockets
 from server.results import PATH, Results
 from server.retention import Retention
 from server.settings import InvalidSettings, Settings, far_qstash_problems
+from server.tasks.backlog import read_backlog
 from server.tasks.endpoints import TaskEndpoints
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
@@ -76,13 +77,14 @@ class Web:
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: object) -> AsyncIterator[None]:
         settings, metrics = self.settings, self.metrics
-        pool = await open_pool(settings, application="web")
+        pool = await open_pool(settings, application="web", waited=metrics.pool_wait.observe)
+        metrics.watch(pool, lambda: read_backlog(pool))
         secret = await pool.fetchval("select value from taskbeam.secrets where name = 'progress_token'")
         public_url, redis_url = settings.public_url or "", settings.redis_url
         reader = TaskReader(pool, public_url=public_url)
         publisher = Publisher(outlet(settings, pool), metrics)
         bus: Bus = RedisBus(redis_url, settings.redis_prefix, metrics) if redis_url else NoticeBus()
-        self.hub = hub = Hub(bus.subscribe, bus.unsubscribe)
+        self.hub = hub = Hub(bus.subscribe, bus.unsubscribe, metrics.conflated.inc)
         tick = Tick(reader, hub, metrics)
 
         def publish(change: TaskChange) -> None:
@@ -120,7 +122,7 @@ class Web:
                 callback=Callback(store, finish, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),
-                health=Health(pool, bus if redis_url else None, metrics),
+                health=Health(pool, bus if redis_url else None, outbox, metrics),
             )
         )
         loops = [
@@ -132,6 +134,7 @@ class Web:
                 outbox.run(),
                 Upkeep(store, reader, pace, retention, metrics).run(),
                 listen(settings.database_url or "", NOTICE_CHANNEL, tick.noticed),
+                metrics.watch_loop(),
             )
         ]
         for loop in loops:
@@ -189,9 +192,10 @@ def build(settings: Settings) -> Web:
 class Health:
     """/healthz: the process answers. /readyz: it can do its work, and if not, which part is away. /metrics."""
 
-    def __init__(self, pool: Pool, bus: Bus | None, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, bus: Bus | None, outbox: Outbox, metrics: Metrics) -> None:
         self._pool = pool
         self._bus = bus
+        self._outbox = outbox
         self._metrics = metrics
 
     async def alive(self, _: Request) -> Response:
@@ -203,17 +207,19 @@ class Health:
             postgres = "up"
         except DATABASE_ERRORS:
             postgres = "down"
-        # With Redis away everything still arrives, by the tick: that is no reason to be taken out of service.
+        # With Redis away everything still arrives, by the tick, and what QStash does not take is sent again: that is
+        # no reason to be taken out of service.
         redis = "none" if self._bus is None else "up" if self._bus.connected else "down"
-        state = "unavailable" if postgres == "down" else "degraded" if redis == "down" else "ready"
+        qstash = self._outbox.qstash
+        state = "unavailable" if postgres == "down" else "degraded" if "down" in (redis, qstash) else "ready"
         return Response(
-            msgspec.json.encode({"status": state, "postgres": postgres, "redis": redis}),
+            msgspec.json.encode({"status": state, "postgres": postgres, "redis": redis, "qstash": qstash}),
             status_code=503 if postgres == "down" else 200,
             media_type="application/json",
         )
 
     async def figures(self, _: Request) -> Response:
-        return Response(self._metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await self._metrics.exposition(), media_type=CONTENT_TYPE)
 
 
 class _Fresh(StaticFiles):

@@ -134,7 +134,7 @@ class Retention:
             self._tasks_days,
         )
         if gone:
-            self._metrics.deleted.labels("age").inc(gone)
+            self._metrics.deleted["age"].inc(gone)
             log.info("old_tasks_deleted", count=gone)
 
     async def _delete_one(self, connection: Connection, task_id: str) -> None:

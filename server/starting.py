@@ -12,7 +12,7 @@ from typing import TypeAlias
 import structlog
 
 from server.db import DATABASE_ERRORS, Pool
-from server.metrics import Metrics
+from server.metrics import ProcessMetrics
 from server.push.publisher import Publisher, outlet
 from server.settings import Settings
 from server.tasks.state import Report
@@ -25,9 +25,9 @@ Starter: TypeAlias = Callable[[Sequence[tuple[str, int, int]]], Awaitable[None]]
 
 
 @asynccontextmanager
-async def task_starter(settings: Settings, pool: Pool) -> AsyncIterator[Starter]:
+async def task_starter(settings: Settings, pool: Pool, metrics: ProcessMetrics) -> AsyncIterator[Starter]:
     """A function that marks tasks as `processing` and publishes it. It never raises: the delivery matters more."""
-    publisher = Publisher(outlet(settings, pool), Metrics())
+    publisher = Publisher(outlet(settings, pool), metrics)
     sending = asyncio.create_task(publisher.run())
     store = TaskStore(
         pool,
@@ -41,9 +41,10 @@ async def task_starter(settings: Settings, pool: Pool) -> AsyncIterator[Starter]
             try:
                 await store.report(task_id, Report(attempt=attempt, delivery=delivery))
             except NoSuchTask:
-                log.info("claimed_for_no_task", task_id=task_id)
+                log.info("claimed_for_no_task", task_id=task_id, attempt=attempt)
             except DATABASE_ERRORS as error:
-                log.warning("start_not_noted", task_id=task_id, reason=type(error).__name__)
+                reason = type(error).__name__
+                log.warning("start_not_noted", task_id=task_id, attempt=attempt, reason=reason)
 
     try:
         yield start

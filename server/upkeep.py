@@ -50,7 +50,6 @@ class Upkeep:
         expired = await self._store.expire()
         if expired:
             self._metrics.expired.inc(expired)
-            log.warning("tasks_expired", count=expired)
         if turn % PACE_EVERY == 0:
             self._pace.typical_seconds = await self._reader.typical_seconds()
         await self._retention.turn()

@@ -61,6 +61,20 @@ async def _prepare(server: EmbeddedPostgres) -> None:
     await connection.close()
 
 
+@pytest.fixture
+async def own_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
+    """A cluster that a test may stop; its database `postgres` is migrated."""
+    server = EmbeddedPostgres(folder / f"stopped-now-and-then-{secrets.token_hex(4)}")
+    server.start()
+    await server.ready()
+    await migrate(server.url("postgres"))
+    connection = await asyncpg.connect(server.url("postgres"))
+    await create_login_role(connection)
+    await connection.close()
+    yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def redis_server(folder: Path) -> Iterator[EmbeddedRedis]:
     server = EmbeddedRedis(folder)

@@ -53,6 +53,7 @@ PURE = {
     "server.dispatch.result",
     "server.dispatch.retry",
     "server.dispatch.signature",
+    "server.dispatch.subject",
     "server.dispatch.token",
     "server.dispatch.webhook_signature",
     "server.errors",

@@ -23,7 +23,11 @@ from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS, Pool
 from server.dispatch.message import BadMessage, read_draft
 from server.dispatch.messages import Messages
+from server.dispatch.metrics import DispatcherMetrics
 from server.errors import Problem
+from server.metrics import CONTENT_TYPE
+from server.peer import is_of_this_machine
+from server.request_id import HEADER, request_id_of
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -64,14 +68,22 @@ async def on_error(request: Request, error: Exception) -> Response:
 
 
 class Api:
-    """`routes` are to be served; every request but the health checks needs the token."""
+    """`routes` are to be served; every request but the health checks needs the token, /metrics from elsewhere only."""
 
-    def __init__(self, settings: Settings, pool: Pool, messages: Messages, published: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        messages: Messages,
+        published: Callable[[], None],
+        metrics: DispatcherMetrics,
+    ) -> None:
         self._token = settings.qstash_token or ""
         self._keys = settings.signing_keys
         self._pool = pool
         self._messages = messages
         self._published = published
+        self._metrics = metrics
         self.routes = [
             Route("/v2/publish/{destination:path}", self._answering(self.publish), methods=["POST"]),
             Route("/v2/messages/{id}", self._answering(self.message), methods=["GET"]),
@@ -80,28 +92,34 @@ class Api:
             Route("/v2/keys", self._answering(self.keys), methods=["GET"]),
             Route("/healthz", self.alive, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
+            Route("/metrics", self.figures, methods=["GET"]),
         ]
 
     def _answering(self, endpoint: Callable[[Request], Any]) -> Callable[[Request], Any]:
         async def guarded(request: Request) -> Response:
+            request_id = request_id_of(request.headers)
+            structlog.contextvars.bind_contextvars(request_id=request_id)
             try:
                 self._authorize(request)
                 response: Response = await endpoint(request)
             except (ApiError, BadMessage, Problem) as error:
                 status = 400 if isinstance(error, BadMessage) else error.status
-                return answer({"error": str(error)}, status)
-            except DATABASE_ERRORS:
-                return answer({"error": "the database cannot be reached"}, 500)
+                response = answer({"error": str(error)}, status)
+            except DATABASE_ERRORS as error:
+                log.warning("request_not_taken", reason=type(error).__name__)
+                response = answer({"error": "the database cannot be reached"}, 500)
+            response.headers[HEADER] = request_id
             return response
 
         return guarded
 
     def _authorize(self, request: Request) -> None:
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = request.query_params.get("qstash_token", "")
-        if not self._token or not hmac.compare_digest(given.strip().encode(), self._token.encode()):
+        given = _bearer(request)
+        if not self._is_token(request.query_params.get("qstash_token", "") if given is None else given):
             raise ApiError(401, "unauthorized")
+
+    def _is_token(self, given: str) -> bool:
+        return bool(self._token) and hmac.compare_digest(given.strip().encode(), self._token.encode())
 
     async def publish(self, request: Request) -> Response:
         """Store a message for the URL in the path, which stands there raw, with its own query."""
@@ -155,6 +173,17 @@ class Api:
         except DATABASE_ERRORS:
             return answer({"status": "unavailable", "postgres": "down"}, 503)
         return answer({"status": "ready", "postgres": "up"})
+
+    async def figures(self, request: Request) -> Response:
+        """For a scraper on this machine, and one that brings the token: in its header, since URLs end up in logs."""
+        if not is_of_this_machine(request) and not self._is_token(_bearer(request) or ""):
+            return answer({"error": "unauthorized"}, 401)
+        return Response(await self._metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+def _bearer(request: Request) -> str | None:
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    return given if scheme.lower() == "bearer" else None
 
 
 def _id(request: Request) -> str:

@@ -86,32 +86,33 @@ class Callback:
             body = await read_body(request, CALLBACK_BYTES_MAX)
             check_body(claims, body)
         except BadSignature as error:
-            raise self._refused(error.reason) from None
+            raise self._refused(request, error.reason) from None
         task_id, attempt = subject_of(request)
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         generator = self._generators.get(request.query_params.get("generator"))
         if generator is None:
             # The name is signed, so it was ours once: a process of another version, or other settings, will know it.
             raise self._unavailable(request, "unknown_generator")
         delivery = decode_json(body, Delivery)
-        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         try:
             outcome = await self._take(generator, task_id, attempt, delivery, claims.jti)
         except NoSuchTask:
-            self._metrics.callbacks.labels("unknown_task").inc()
+            self._metrics.callbacks["unknown_task"].inc()
             raise errors.UnknownTask(headers={"Upstash-NonRetryable-Error": "true"}) from None
         except DATABASE_ERRORS as error:
             raise self._unavailable(request, type(error).__name__) from error
-        self._metrics.callbacks.labels(outcome).inc()
+        self._metrics.callbacks[outcome].inc()
         log.info("callback", outcome=outcome, status=delivery.status, retried=delivery.retried)
         return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
 
-    def _refused(self, reason: str) -> errors.BadSignature:
-        self._metrics.callbacks.labels("refused").inc()
-        log.warning("callback_refused", reason=reason)
+    def _refused(self, request: Request, reason: str) -> errors.BadSignature:
+        self._metrics.callbacks["refused"].inc()
+        claimed = request.query_params.get("task", "")
+        log.warning("callback_refused", reason=reason, claimed_task_id=claimed if TASK_ID.fullmatch(claimed) else None)
         return errors.BadSignature()
 
     def _unavailable(self, request: Request, reason: str) -> errors.Unavailable:
-        self._metrics.callbacks.labels("unavailable").inc()
+        self._metrics.callbacks["unavailable"].inc()
         log.warning("callback_not_taken", reason=reason)
         return errors.Unavailable(headers={"Retry-After": str(_again_seconds(request))})
 

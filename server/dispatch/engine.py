@@ -17,6 +17,7 @@ from server.db import DATABASE_ERRORS
 from server.dispatch import retry
 from server.dispatch.delivery import Answer, Sender
 from server.dispatch.messages import LEASE_SECONDS, Claimed, Messages
+from server.dispatch.metrics import DispatcherMetrics, Lane
 
 log = structlog.get_logger()
 
@@ -43,8 +44,16 @@ class Engine:
     `parallelism` holds for messages, and once more for callbacks.
     """
 
-    def __init__(self, messages: Messages, sender: Sender, parallelism: int, on_claim: OnClaim | None = None) -> None:
+    def __init__(
+        self,
+        messages: Messages,
+        sender: Sender,
+        parallelism: int,
+        metrics: DispatcherMetrics,
+        on_claim: OnClaim | None = None,
+    ) -> None:
         self._messages = messages
+        self._metrics = metrics
         self._sender = sender
         self._parallelism = parallelism
         self._on_claim = on_claim
@@ -122,6 +131,7 @@ class Engine:
         for message in claimed:
             task = asyncio.create_task(self._deliver(message))
             self._held[message.id, message.fence] = (message, task)
+            self._lane(message).under_way.inc()
             task.add_done_callback(lambda done, message=message: self._end(message, done))  # type: ignore[misc]  # the default is inferred
         if self._on_claim is not None:
             noting = asyncio.ensure_future(self._on_claim(claimed))
@@ -130,12 +140,20 @@ class Engine:
 
     def _end(self, message: Claimed, done: "asyncio.Task[None]") -> None:
         del self._held[message.id, message.fence]
+        self._lane(message).under_way.dec()
         if not done.cancelled() and done.exception() is not None:
-            log.error("delivery_broke", message_id=message.id, exc_info=done.exception())
+            self._lane(message).ended["unrecorded"].inc()
+            log.error("delivery_broke", **_about(message), exc_info=done.exception())
         self._poked.set()
 
+    def _lane(self, message: Claimed) -> Lane:
+        return self._metrics.callbacks if message.is_callback else self._metrics.messages
+
     async def _deliver(self, message: Claimed) -> None:
+        structlog.contextvars.bind_contextvars(**_about(message))  # of this delivery's own asyncio task
+        began = time.monotonic()
         answer = await self._sender.send(message.parcel)
+        self._lane(message).seconds.observe(time.monotonic() - began)
         failpoints.reached("dispatcher.delivered")
         await self._finish(message, answer)
 
@@ -146,8 +164,9 @@ class Engine:
             try:
                 return await self._record(message, answer)
             except DATABASE_ERRORS as error:
-                log.warning("finish_failed", message_id=message.id, reason=type(error).__name__)
+                log.warning("finish_failed", reason=type(error).__name__)
             if time.monotonic() - began > FINISH_SECONDS_MAX:
+                self._lane(message).ended["unrecorded"].inc()
                 return None
             await asyncio.sleep(pause)
             pause = min(FINISH_PAUSE_SECONDS_MAX, pause * 2)
@@ -157,21 +176,22 @@ class Engine:
         if answer.delivered:
             held = await self._messages.delivered(message, answer)
         elif message.exhausted or answer.refused:
-            outcome = "failed"
+            outcome = "refused" if answer.refused else "failed"
             held = await self._messages.failed(message, answer)
         else:
-            outcome = "retry"
+            outcome = "retried"
             seconds = self._pause(message, answer)
             held = await self._messages.retry_later(message, answer, seconds)
             if seconds <= TIMER_SECONDS_MAX:
                 asyncio.get_running_loop().call_later(seconds, self.poke)
         # A callback that is given up is lost news of a task: it must be seen.
-        say = log.warning if outcome == "failed" else log.info
+        say = log.warning if outcome in ("failed", "refused") else log.info
+        outcome = outcome if held else "fenced_off"
+        self._lane(message).ended[outcome].inc()
         say(
             "delivery",
-            message_id=message.id,
             kind=message.kind,
-            outcome=outcome if held else "fenced_off",
+            outcome=outcome,
             status=answer.status,
             delivery=message.deliveries,
             **({"reason": answer.body[:200].decode("utf-8", "replace")} if answer.ours else {}),
@@ -195,17 +215,21 @@ class Engine:
             entry = self._held.get((message.id, message.fence))
             if message.id not in mine and entry is not None:
                 entry[1].cancel()  # canceled, or taken over: nobody waits for this delivery
-                log.info("delivery_dropped", message_id=message.id)
+                self._lane(message).ended["dropped"].inc()
+                log.info("delivery_dropped", **_about(message))
 
     async def _reap(self) -> None:
         if time.monotonic() - self._cut_off_at < RECOVERY_SECONDS:
             return  # the others were cut off as well: they live, and renew what they hold first
         for message in await self._messages.expired():
-            log.warning("lease_expired", message_id=message.id, delivery=message.deliveries)
+            log.warning("lease_expired", **_about(message), delivery=message.deliveries)
+            self._metrics.leases_taken_over.inc()
             if message.exhausted:
-                await self._messages.failed(message, LOST)
+                held, outcome = await self._messages.failed(message, LOST), "failed"
             else:
-                await self._messages.retry_later(message, LOST, 0)
+                held, outcome = await self._messages.retry_later(message, LOST, 0), "retried"
+            if held:
+                self._lane(message).ended[outcome].inc()
             self.poke()
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
@@ -216,3 +240,11 @@ class Engine:
                 self._cut_off_at = time.monotonic()
                 log.warning("step_failed", step=step.__name__, reason=type(error).__name__)
             await asyncio.sleep(seconds)
+
+
+def _about(message: Claimed) -> dict[str, str | int]:
+    """What every line about a message says: which it is, and of which run."""
+    about: dict[str, str | int] = {"message_id": message.id}
+    if message.subject is not None:
+        about["task_id"], about["attempt"] = message.subject
+    return about

@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from server.db import Connection, Pool
+from server.dispatch import subject
 from server.dispatch.delivery import Answer, Parcel
 from server.dispatch.message import OUR_ID, Draft
 
@@ -50,6 +51,10 @@ class Claimed(msgspec.Struct, frozen=True):
     @property
     def is_callback(self) -> bool:
         return self.kind != "message"
+
+    @property
+    def subject(self) -> subject.Subject:
+        return subject.of_callback(self.url) if self.is_callback else subject.of_job(self.header)
 
     @property
     def parcel(self) -> Parcel:

@@ -6,8 +6,10 @@ deduplication id names task and attempt.
 """
 
 import asyncio
+import functools
 import re
 from collections.abc import Sequence
+from typing import Literal
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -67,6 +69,7 @@ class Outbox:
         self._poked = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._withdrawing: set[asyncio.Task[None]] = set()
+        self.qstash: Literal["unknown", "up", "down"] = "unknown"  # whether it took the last message
 
     def poke(self) -> None:
         self._poked.set()
@@ -117,14 +120,15 @@ class Outbox:
         for row in await self._take(free):
             task = asyncio.create_task(self._send(row))
             self._sending.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(functools.partial(self._ended, row["task_id"], row["attempt"]))
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
+    def _ended(self, task_id: str, attempt: int, task: "asyncio.Task[None]") -> None:
         self._sending.discard(task)
         if not task.cancelled() and task.exception() is not None:
             # Its lease runs out, and it is sent again.
             error = task.exception()
-            log.warning("dispatch_broke", reason=type(error).__name__, exc_info=_defect(error))
+            reason, defect = type(error).__name__, _defect(error)
+            log.warning("dispatch_broke", task_id=task_id, attempt=attempt, reason=reason, exc_info=defect)
         self._poked.set()
 
     async def _take(self, count: int) -> list[asyncpg.Record]:
@@ -147,22 +151,23 @@ class Outbox:
 
     async def _send(self, row: asyncpg.Record) -> None:
         task_id, attempt = row["task_id"], row["attempt"]
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)  # of this message's own asyncio task
         if row["over"]:
             return await self._sent(task_id, attempt, None)
         try:
             message_id = await self._publish(row)
         except Refused as error:
-            log.error("dispatch_refused", task_id=task_id, reason=str(error))
-            self._metrics.dispatched.labels("refused").inc()
+            log.error("dispatch_refused", reason=str(error))
+            self._metrics.dispatched["refused"].inc()
             reason = f"The job could not be handed on: {error}"
             await self._store.fail(task_id, Fail(attempt=attempt, error=reason, error_code="dispatch_refused"))
             return await self._sent(task_id, attempt, None)
         except Exception as error:  # whatever a client library makes of a strange answer
-            self._metrics.dispatched.labels("failed").inc()
+            self._metrics.dispatched["failed"].inc()
             return await self._again(task_id, attempt, row["tries"], error)
         failpoints.reached("dispatch.published")
-        self._metrics.dispatched.labels("sent").inc()
-        log.info("dispatched", task_id=task_id, attempt=attempt, message_id=message_id)
+        self._metrics.dispatched["sent"].inc()
+        log.info("dispatched", message_id=message_id)
         return await self._sent(task_id, attempt, message_id)
 
     async def _publish(self, row: asyncpg.Record) -> str:
@@ -192,8 +197,14 @@ class Outbox:
             status = re.match(r"Request failed with status: (\d{3})", str(error))
             # 401 and 403 are for the operator to mend, and 408 will pass; the rest is about this very message.
             if status and status[1].startswith("4") and status[1] not in ("401", "403", "404", "408", "429"):
+                self.qstash = "up"
                 raise Refused(_printable(generator.without_secrets(str(error)))) from error
+            self.qstash = "down"
             raise
+        except Exception:
+            self.qstash = "down"
+            raise
+        self.qstash = "up"
         if isinstance(published, list):
             raise Refused("the generator's URL is a URL group")
         return published.message_id
@@ -237,7 +248,7 @@ class Outbox:
 
     async def _again(self, task_id: str, attempt: int, tries: int, error: Exception) -> None:
         reason = _printable(f"{type(error).__name__}: {error}")
-        log.warning("dispatch_failed", task_id=task_id, tries=tries, reason=reason)
+        log.warning("dispatch_failed", tries=tries, reason=reason)
         await self._pool.execute(
             """update taskbeam.dispatches set leased_until = null, last_error = $4,
                       next_at = now() + $3 * interval '1 second'

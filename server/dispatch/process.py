@@ -11,9 +11,11 @@ from starlette.exceptions import HTTPException
 from server import log as logging
 from server.db import close_pool, listen, open_pool, wait_until_ready
 from server.dispatch.api import Api, on_error
+from server.dispatch.backlog import read_backlog
 from server.dispatch.delivery import Sender
 from server.dispatch.engine import Engine, OnClaim
 from server.dispatch.messages import Claimed, Messages
+from server.dispatch.metrics import DispatcherMetrics
 from server.serve import run_app
 from server.settings import InvalidSettings, Settings
 from server.starting import Starter, task_starter
@@ -63,9 +65,10 @@ class Dispatcher:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         settings = self._settings
         async with contextlib.AsyncExitStack() as stack:
-            pool = await open_pool(settings, application="dispatcher")
+            metrics = DispatcherMetrics(settings.dispatcher_parallelism)
+            pool = await open_pool(settings, application="dispatcher", waited=metrics.pool_wait.observe)
             stack.push_async_callback(close_pool, pool)
-            starter = await stack.enter_async_context(task_starter(settings, pool))
+            starter = await stack.enter_async_context(task_starter(settings, pool, metrics))
             sender = Sender(settings.signing_keys[0], _private_origins(settings))
             stack.push_async_callback(sender.close)
             messages = Messages(
@@ -73,21 +76,29 @@ class Dispatcher:
                 kept_days=settings.messages_kept_days,
                 dead_letters_kept_days=settings.dead_letters_kept_days,
             )
-            self._engine = engine = Engine(messages, sender, settings.dispatcher_parallelism, _noting(starter))
+            metrics.watch(pool, lambda: read_backlog(pool))
+            parallelism = settings.dispatcher_parallelism
+            self._engine = engine = Engine(messages, sender, parallelism, metrics, _noting(starter))
             app.router.redirect_slashes = False
-            app.router.routes.extend(Api(settings, pool, messages, engine.poke).routes)
-            listening = asyncio.create_task(listen(settings.database_url or "", "dispatcher", lambda _: engine.poke()))
-            running = asyncio.create_task(engine.run())
-            for task in (listening, running):
-                task.add_done_callback(_died)
-            log.info("dispatcher_started", parallelism=settings.dispatcher_parallelism)
+            app.router.routes.extend(Api(settings, pool, messages, engine.poke, metrics).routes)
+            loops = [
+                asyncio.create_task(run)
+                for run in (
+                    listen(settings.database_url or "", "dispatcher", lambda _: engine.poke()),
+                    engine.run(),
+                    metrics.watch_loop(),
+                )
+            ]
+            for loop in loops:
+                loop.add_done_callback(_died)
+            log.info("dispatcher_started", parallelism=parallelism)
             yield
             self.closing()
             if self._closing is not None:
                 await self._closing
-            for task in (listening, running):
-                task.cancel()
-            await asyncio.gather(listening, running, return_exceptions=True)
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
             log.info("dispatcher_stopped")
 
 
@@ -106,12 +117,7 @@ def _private_origins(settings: Settings) -> set[str]:
 
 def _noting(start: Starter) -> OnClaim:
     async def note(claimed: Sequence[Claimed]) -> None:
-        tasks = []
-        for message in claimed:
-            task_id = message.header.get("Taskbeam-Task-Id", [""])[0]
-            attempt = message.header.get("Taskbeam-Attempt", [""])[0]
-            if message.kind == "message" and task_id and attempt.isascii() and attempt.isdigit():
-                tasks.append((task_id, int(attempt[:9]), message.deliveries))
+        tasks = [(*m.subject, m.deliveries) for m in claimed if not m.is_callback and m.subject is not None]
         if tasks:
             await start(tasks)
 

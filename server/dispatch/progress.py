@@ -8,6 +8,7 @@ import asyncio
 from typing import Annotated, Literal
 
 import msgspec
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +20,8 @@ from server.dispatch.token import BadToken, read_token
 from server.metrics import Metrics
 from server.tasks.state import Fail, Outcome, Report
 from server.tasks.store import NoSuchTask, TaskStore
+
+log = structlog.get_logger()
 
 PROGRESS_BYTES_MAX = 65_536
 PREVIEW_BYTES_MAX = 32_768
@@ -64,6 +67,7 @@ class Progress:
             task_id, attempt = read_token(self._secret, token.strip())
         except BadToken:
             raise errors.BadToken from None
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         report = _read(await read_body(request, FINISH_BYTES_MAX))
         if report.preview is not None and len(report.preview.encode()) > PREVIEW_BYTES_MAX:
             raise errors.InvalidBody(f"preview has more than {PREVIEW_BYTES_MAX} bytes")
@@ -72,7 +76,9 @@ class Progress:
             cancel = outcome != "applied" and await self._store.is_cancelled(task_id, attempt)
         except NoSuchTask:
             raise errors.TaskNotFound from None
-        self._metrics.reports.labels(outcome).inc()
+        self._metrics.reports[outcome].inc()
+        say = log.debug if report.status is None else log.info  # how far it is, is told too often
+        say("report", outcome=outcome, status=report.status)
         return Response(
             msgspec.json.encode({"ok": True, "outcome": outcome, "cancel": cancel}), media_type="application/json"
         )

@@ -60,15 +60,16 @@ class Webhook:
             raise errors.WebhookNotConfigured
         task_id, attempt = subject_of(request)
         self._check_token(request, generator, (task_id, attempt))
+        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         body = await read_body(request, WEBHOOK_BYTES_MAX)
         try:
             webhook_id = await self._verify(provider, request, body)
         except BadSignature as error:
-            self._metrics.webhooks.labels(provider, "refused").inc()
+            self._metrics.webhooks[provider, "refused"].inc()
             log.warning("webhook_refused", provider=provider, reason=error.reason)
             raise errors.BadSignature from None
         except KeysUnavailable:
-            self._metrics.webhooks.labels(provider, "unavailable").inc()
+            self._metrics.webhooks[provider, "unavailable"].inc()
             raise errors.Unavailable(
                 "The provider's keys cannot be had now", headers={"Retry-After": str(AGAIN_SECONDS)}
             ) from None
@@ -76,9 +77,8 @@ class Webhook:
             news = read_webhook(generator, body)
         except BadNews as error:
             raise errors.InvalidBody(f"Not a webhook of this provider: {error}") from None
-        structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         outcome = await self._committed(provider, task_id, attempt, _hidden(generator, news), webhook_id)
-        self._metrics.webhooks.labels(provider, outcome).inc()
+        self._metrics.webhooks[provider, outcome].inc()
         log.info("webhook", provider=provider, outcome=outcome)
         return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
 
@@ -114,10 +114,10 @@ class Webhook:
             report = Report(attempt=attempt, progress=news.progress, message=news.message)
             return await self._store.report(task_id, report, jti=jti)
         except NoSuchTask:
-            self._metrics.webhooks.labels(provider, "unknown_task").inc()
+            self._metrics.webhooks[provider, "unknown_task"].inc()
             raise errors.TaskNotFound from None
         except DATABASE_ERRORS as error:
-            self._metrics.webhooks.labels(provider, "unavailable").inc()
+            self._metrics.webhooks[provider, "unavailable"].inc()
             log.warning("webhook_not_taken", reason=type(error).__name__)
             raise errors.Unavailable(headers={"Retry-After": str(AGAIN_SECONDS)}) from error
 

@@ -131,6 +131,7 @@ class Reports:
 
     def __init__(self, client: httpx.AsyncClient, request: Request) -> None:
         self._client = client
+        self._task_id = request.headers.get("taskbeam-task-id")
         self._url = request.headers.get("taskbeam-progress-url", "")
         self._token = request.headers.get("taskbeam-progress-token", "")
         retried = request.headers.get("upstash-retried", "0")
@@ -147,7 +148,7 @@ class Reports:
             )
             said = response.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            log.warning("report_failed", reason=type(error).__name__)
+            log.warning("report_failed", task_id=self._task_id, reason=type(error).__name__)
             return False
         return isinstance(said, dict) and said.get("cancel") is True
 

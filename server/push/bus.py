@@ -205,6 +205,6 @@ class RedisBus:
         try:
             item = decode(topic, data)
         except ValueError as error:
-            log.warning("bus_message_refused", topic=topic, reason=str(error))
+            log.warning("bus_message_refused", **hub.subject(topic), reason=str(error))
             return
         deliver(topic, [item])

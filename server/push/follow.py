@@ -38,6 +38,7 @@ class Follower:
         self._read = read
         self.sync = wire.Sync(0, 0, "live", True)
         self.first: list[TaskChange] = []
+        self.joined_at = 0  # the position up to which all is history: what is above happened while it was followed
         self.over = False  # the task had ended at the cursor: nothing will ever follow
         self.only: frozenset[str] | None = None  # of many tasks, these
         self.open: set[str] = set()  # of `only`, those not yet finished
@@ -64,7 +65,7 @@ class Follower:
             try:
                 items, more = await self._read(subscription.received)
             except UNAVAILABLE as error:
-                log.warning("history_unavailable", reason=type(error).__name__)
+                log.warning("history_unavailable", **hub.subject(subscription.topic), reason=type(error).__name__)
                 subscription.gap = True
                 asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.wake)
                 return []
@@ -137,6 +138,7 @@ class Following:
             follower.close()
             return None
         newest = changes[-1]
+        follower.joined_at = newest.version
         unknown = after > newest.version and not newest.is_terminal
         if after == 0 or unknown or (after < newest.version and not continues):
             # Without a cursor, with one that we cannot have sent, or from before what the log still has.
@@ -179,6 +181,7 @@ class Following:
             follower.only = only
             follower.open = {task.task_id for task in tasks if not task.is_terminal}
             follower.over = not follower.open and after is not None and after >= max(task.seq for task in tasks)
+        follower.joined_at = seq
         cursor = wire.owner_cursor
         if after is None or after > seq or after < trimmed:
             follower.sync = wire.Sync(cursor(after or 0), cursor(seq), "snapshot", recovered=False)

@@ -34,6 +34,12 @@ def user_topic(user_id: str) -> str:
     return f"user:{user_id}"
 
 
+def subject(topic: str) -> dict[str, str]:
+    """Whom a log line about this topic is about: {"task_id": …} or {"user_id": …}."""
+    kind, _, name = topic.partition(":")
+    return {f"{kind}_id": name}
+
+
 def task_item(change: TaskChange) -> Item:
     """From the bus: before a progress lies its last change of status; before that, who knows what."""
     return Item(change.version, change.version - 1 if change.is_status else change.status_version, change)
@@ -68,13 +74,19 @@ def user_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
 
 
 class Subscription:
-    """One follower's place in one topic. `wake` is called, from the event loop, when there is something to do."""
+    """One follower's place in one topic. `wake` is called, from the event loop, when there is something to do.
 
-    __slots__ = ("closing", "deleted", "gap", "inbox", "received", "topic", "wake")
+    `conflated` is called for each change that a newer one replaces before it was taken.
+    """
 
-    def __init__(self, topic: str, after: int, wake: Callable[[], None]) -> None:
+    __slots__ = ("closing", "conflated", "deleted", "gap", "inbox", "received", "topic", "wake")
+
+    def __init__(
+        self, topic: str, after: int, wake: Callable[[], None], conflated: Callable[[], None] = lambda: None
+    ) -> None:
         self.topic = topic
         self.wake = wake
+        self.conflated = conflated
         self.inbox: deque[Item] = deque()
         self.received = after  # everything that matters up to here was put into the inbox
         self.gap = False  # something lies between `received` and what the bus said
@@ -90,6 +102,7 @@ class Subscription:
             return
         if self.inbox and not self.inbox[-1].change.is_status and self.inbox[-1].change.task_id == item.change.task_id:
             last = self.inbox.pop()  # the newest progress wins
+            self.conflated()
             item = Item(item.position, last.since, item.change)
         elif len(self.inbox) >= INBOX_MAX:
             self._miss()  # the client does not keep up: the rest is read from the log when there is room
@@ -120,12 +133,18 @@ class Subscription:
 
 
 class Hub:
-    """All subscriptions of a process. `joined` and `left` tell the bus of a topic's first and last one."""
+    """All subscriptions of a process. `joined` and `left` tell the bus of a topic's first and last one.
 
-    def __init__(self, joined: Callable[[str], None], left: Callable[[str], None]) -> None:
+    `conflated` is called for each change that a follower is not sent because a newer one replaced it.
+    """
+
+    def __init__(
+        self, joined: Callable[[str], None], left: Callable[[str], None], conflated: Callable[[], None] = lambda: None
+    ) -> None:
         self._topics: dict[str, set[Subscription]] = {}
         self._joined = joined
         self._left = left
+        self._conflated = conflated
         self.closing = False
         self._count = 0
 
@@ -133,7 +152,7 @@ class Hub:
         return self._count
 
     def subscribe(self, topic: str, after: int, wake: Callable[[], None]) -> Subscription:
-        subscription = Subscription(topic, after, wake)
+        subscription = Subscription(topic, after, wake, self._conflated)
         followers = self._topics.get(topic)
         if followers is None:
             self._topics[topic] = {subscription}

@@ -8,7 +8,9 @@ import asyncio
 import datetime as dt
 import math
 import re
+import time
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -42,6 +44,7 @@ class Poll:
             raise InvalidParameter("taskId is missing: /api/generate/status?taskId=…")
         if not snapshot.TASK_ID.fullmatch(task_id):
             raise TaskNotFound
+        structlog.contextvars.bind_contextvars(task_id=task_id)
         wait, after = _wait(query.get("wait")), _after(query.get("after"))
         caller = caller_of(request)
         if wait:
@@ -57,8 +60,8 @@ class Poll:
         follower = await self._following.task(caller, task_id, after, wake.set)
         if follower is None:
             return None
-        gauge = self._metrics.streams.labels("poll")
-        gauge.inc()
+        self._metrics.poll.joined[follower.sync.mode].inc()
+        self._metrics.poll.open.inc()
         gone = asyncio.create_task(_disconnected(request))
         gone.add_done_callback(lambda _: wake.set())
         try:
@@ -69,7 +72,9 @@ class Poll:
                     wake.clear()
                     items = await follower.ready()
                     if items:
-                        return items[-1].change
+                        change = items[-1].change
+                        self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
+                        return change
                     if follower.deleted():
                         return None
                     await wake.wait()
@@ -77,7 +82,7 @@ class Poll:
             pass
         finally:
             gone.cancel()
-            gauge.dec()
+            self._metrics.poll.open.dec()
             follower.close()
         return await self._newest(caller, task_id)
 
@@ -93,7 +98,7 @@ class Poll:
             age = dt.datetime.now(dt.UTC) - snapshot.created_at(change.body)
             poll_after_ms = self._pace.poll_after_ms(age.total_seconds())
             headers["Retry-After"] = str(math.ceil(poll_after_ms / 1000))
-        self._metrics.events.labels("poll").inc()
+        self._metrics.poll.sent.inc()
         if _matches(request.headers.get("if-none-match"), etag):
             return Response(status_code=304, headers=headers)
         body = snapshot.with_advice(change.body, poll_after_ms=poll_after_ms)

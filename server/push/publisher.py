@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from server.db import DATABASE_ERRORS, Pool
-from server.metrics import Metrics
+from server.metrics import ProcessMetrics
 from server.push import hub
 from server.settings import Settings
 from server.tasks import snapshot
@@ -58,7 +58,7 @@ def outlet(settings: Settings, pool: Pool) -> Outlet:
 class Publisher:
     """`publish(change)` returns at once; `run()` does the sending, until cancelled."""
 
-    def __init__(self, out: Outlet, metrics: Metrics) -> None:
+    def __init__(self, out: Outlet, metrics: ProcessMetrics) -> None:
         self._out = out
         self._metrics = metrics
         self._queue: deque[TaskChange] = deque(maxlen=QUEUE_MAX)

@@ -59,12 +59,14 @@ class EventStreams:
         if follower.over:
             follower.close()
             return Response(status_code=204, headers=HEADERS)
+        self._metrics.sse.joined[follower.sync.mode].inc()
         return _Stream(follower, many, wake, self._metrics)
 
     async def _join(self, request: Request, wake: asyncio.Event) -> tuple[Follower | None, bool]:
         caller = caller_of(request)
         task_ids = _task_ids(request.query_params)
         if len(task_ids) == 1:
+            structlog.contextvars.bind_contextvars(task_id=task_ids[0])
             after = _cursor(request, 0, wire.parse_version)
             return await self._following.task(caller, task_ids[0], after, wake.set), False
         position = _cursor(request, 0, wire.parse_owner_cursor)
@@ -126,14 +128,13 @@ class _Stream(EventSourceResponse):
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gauge = self._metrics.streams.labels("sse")
-        gauge.inc()
+        self._metrics.sse.open.inc()
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:
             log.info("slow_client_cut_off", transport="sse")
         finally:
-            gauge.dec()
+            self._metrics.sse.open.dec()
             self._follower.close()
 
     async def _frames(self) -> AsyncIterator[bytes]:
@@ -152,7 +153,8 @@ class _Stream(EventSourceResponse):
         while not follower.closing:
             self._wake.clear()
             for position, _, change in await follower.ready():
-                self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
+                if position > follower.joined_at:
+                    self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
                 yield self._frame(change, wire.owner_cursor(position))
                 if not self._many and change.is_terminal:
                     return
@@ -172,5 +174,5 @@ class _Stream(EventSourceResponse):
         return self._follower.finished if self._many else terminal
 
     def _frame(self, change: snapshot.TaskChange, cursor: str | None) -> bytes:
-        self._metrics.events.labels("sse").inc()
+        self._metrics.sse.sent.inc()
         return wire.sse_change(change, cursor if self._many else str(change.version))

@@ -88,7 +88,7 @@ class Tick:
         now, recent, deleted = await self._reader.changed_since(self._since)
         if _count(now) < _count(self._since):
             self._hub.nudge_all()  # another cluster, or this one from a backup: its transactions are counted anew
-        await self._tell(recent)
+        self._metrics.tick_catches.inc(await self._tell(recent))
         self._tell_deleted(deleted)
         self._since = now  # only now: what could not be told is looked for again
 
@@ -100,7 +100,9 @@ class Tick:
             self._noticed |= noticed
             raise
 
-    async def _tell(self, recent: list[Recent]) -> None:
+    async def _tell(self, recent: list[Recent]) -> int:
+        """Hand followers what they lack of it; the number of topics they lacked something of."""
+        nudged = 0
         missing: dict[str, int] = {}
         for change in recent:
             seen = self._hub.behind(hub.task_topic(change.task_id), change.version)
@@ -108,16 +110,16 @@ class Tick:
                 missing[change.task_id] = seen
             topic = hub.user_topic(change.user_id)
             if self._hub.behind(topic, change.seq) is not None:
-                self._metrics.tick_catches.inc()
+                nudged += 1
                 self._hub.nudge(topic)
         if not missing:
-            return
-        self._metrics.tick_catches.inc(len(missing))
+            return nudged
         by_task: dict[str, list[TaskChange]] = {}
         for task_change in await self._reader.missed(missing):
             by_task.setdefault(task_change.task_id, []).append(task_change)
         for task_id, changes in by_task.items():
             self._hub.deliver(hub.task_topic(task_id), hub.task_items(changes, missing[task_id]))
+        return nudged + len(missing)
 
     def _tell_deleted(self, deleted: list[Gone]) -> None:
         by_user: dict[str, list[str]] = {}

@@ -74,13 +74,12 @@ class Sockets:
 
     async def serve(self, websocket: WebSocket) -> None:
         await websocket.accept()
-        gauge = self._metrics.streams.labels("websocket")
-        gauge.inc()
+        self._metrics.websocket.open.inc()
         connection = _Connection(websocket, caller_of(websocket), self._following, self._metrics)
         try:
             await connection.run()
         finally:
-            gauge.dec()
+            self._metrics.websocket.open.dec()
             connection.release()
 
 
@@ -213,6 +212,7 @@ class _Connection:
 
     async def _started(self, key: str, task_ids: list[str], follower: Follower) -> None:
         """Say how it joined and what is so; only then may the writer take over."""
+        self._metrics.websocket.joined[follower.sync.mode].inc()
         try:
             await self._send(wire.ws_message("subscribed", taskIds=task_ids, sync=follower.sync))
             first, follower.first = follower.first, []  # not to be kept for as long as it is followed
@@ -246,7 +246,8 @@ class _Connection:
 
     async def _forward(self, key: str, follower: Follower) -> None:
         for position, _, change in await follower.ready():
-            self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
+            if position > follower.joined_at:
+                self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
             await self._send_change(change, wire.owner_cursor(position) if key == ALL else str(change.version))
             if key != ALL and change.is_terminal:
                 self._drop(key)
@@ -259,7 +260,7 @@ class _Connection:
             await self._refuse(deleted, TaskNotFound())
 
     async def _send_change(self, change: snapshot.TaskChange, cursor: str) -> None:
-        self._metrics.events.labels("websocket").inc()
+        self._metrics.websocket.sent.inc()
         await self._send(wire.ws_change(change, cursor))
 
 

@@ -107,6 +107,7 @@ class TaskEndpoints:
             raise Unauthorized("This user does not exist in the database (auth.users)") from None
         except ParamsTooLarge:
             raise TooLarge("params are larger than the database takes, once its numbers are written out") from None
+        structlog.contextvars.bind_contextvars(task_id=change.task_id)  # for the line of this request
         self._metrics.tasks_created.inc()
         status_url = f"/api/generate/status?taskId={quote(change.task_id)}"
         poll_after_ms = self._pace.poll_after_ms(0)
@@ -165,14 +166,15 @@ class TaskEndpoints:
         task_id = query["taskId"]
         if not TASK_ID.fullmatch(task_id):
             raise TaskNotFound
+        structlog.contextvars.bind_contextvars(task_id=task_id)
         try:
             deleted = await self._store.delete(caller.claims, task_id)
         except NoSuchTask:
             raise TaskNotFound from None
         except Referenced:
             raise TaskInUse from None
-        self._metrics.deleted.labels("request").inc()
-        log.info("task_deleted", task_id=task_id)
+        self._metrics.deleted["request"].inc()
+        log.info("task_deleted")
         await self._clear_away(deleted)
         return Response(
             msgspec.json.encode(DeleteOutcome(task_id)),

@@ -342,11 +342,12 @@ class TaskStore:
               version = version + 1,
               status_version = version + 1, updated_at = clock_timestamp()
             from overdue where t.task_id = overdue.task_id
-            returning t.task_id, t.version
+            returning t.task_id, t.version, t.attempt, t.error_code
             """,
             count,
             only,
         )
         for row in rows:
+            log.warning("task_expired", task_id=row["task_id"], attempt=row["attempt"], reason=row["error_code"])
             await self._announce(row["task_id"], row["version"])
         return len(rows)

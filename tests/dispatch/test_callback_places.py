@@ -10,7 +10,6 @@ import pytest
 
 from server.embedded.postgres import EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis
-from server.migrate import create_login_role, migrate
 from tests.conftest import Connection, Deploy
 from tests.deployment import Database, Deployment
 from tests.dispatch.runs import GENERATOR, Run, begin, delivery, sign
@@ -81,23 +80,11 @@ async def test_a_pointer_to_the_result(deploy: Deploy, provider: Receiver, owner
     assert (status, error) == ("failed", "The generator's answer has no result at /deep/0/a~1b")
 
 
-@pytest.fixture
-async def own_postgres(folder: Path) -> AsyncIterator[EmbeddedPostgres]:
-    """A cluster that a test may stop."""
-    server = EmbeddedPostgres(folder / "stopped-now-and-then")
-    server.start()
-    await server.ready()
-    yield server
-    server.stop()
-
-
 async def test_postgres_away(
     own_postgres: EmbeddedPostgres, redis_server: EmbeddedRedis, provider: Receiver, folder: Path
 ) -> None:
     """What cannot be committed is not taken: QStash brings it again, later each time, and then it counts."""
-    await migrate(own_postgres.url("postgres"))
     owner = await asyncpg.connect(own_postgres.url("postgres"))
-    await create_login_role(owner)
     database = Database("postgres", own_postgres.url("postgres", "taskbeam"), own_postgres.url("postgres"))
     env = {"QSTASH_URL": provider.origin, "GENERATOR_URL": GENERATOR, "REDIS_PREFIX": "away:"}
     here = Deployment(database, redis_server.url(), folder / "away", dispatchers=0, generator=False, env=env)

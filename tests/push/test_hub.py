@@ -267,6 +267,17 @@ def test_only_followers_of_the_topic_hear_of_it() -> None:
     assert [len(s.inbox) for s in (mine, gone, foreign)] == [1, 0, 0]
 
 
+def test_each_change_that_a_newer_one_replaces_is_told_of() -> None:
+    told: list[str] = []
+    followers = Hub(lambda _: None, lambda _: None, lambda: told.append("conflated"))
+    slow, quick = (followers.subscribe("t", 2, lambda: None) for _ in range(2))
+    for change in (PROGRESS[3], PROGRESS[4], FAILED, RETRIED):
+        followers.deliver("t", [hub.task_item(change)])
+        quick.take()
+    assert [item.position for item in slow.take()] == [5, 6]
+    assert len(told) == 2
+
+
 def test_behind_is_the_one_who_has_least() -> None:
     followers = Bus().hub
     for after in (7, 3, 5):

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from server.db import Pool, close_pool, open_pool
+from server.dispatch import backlog as dispatcher_backlog
 from server.dispatch.messages import Messages
 from server.dispatch.outbox import Outbox
 from server.metrics import Metrics
 from server.retention import Retention
 from server.settings import Settings
+from server.tasks.backlog import read_backlog
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
 from server.tasks.state import Complete, Fail, Report
@@ -88,6 +90,8 @@ async def test_no_statement_reads_a_table_from_end_to_end(
         "upkeep": lambda: upkeep._turn(0),
         "trim logs": retention._trim_logs,
         "delete old tasks": retention._delete_tasks,
+        "backlog": lambda: read_backlog(one),
+        "the dispatcher's": lambda: dispatcher_backlog.read_backlog(one),
         "take": lambda: outbox._take(5),
         "sent": lambda: outbox._sent(waiting[0], 1, "msg_77"),
         "send again": lambda: outbox._again(waiting[0], 1, 1, OSError("refused")),
