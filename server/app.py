@@ -34,6 +34,7 @@ from server.push.hub import Hub
 from server.push.poll import Poll
 from server.push.publisher import Publisher, outlet
 from server.push.sse import EventStreams
+from server.push.stream import Pulse
 from server.push.tick import NOTICE_CHANNEL, Tick
 from server.push.ws import Sockets
 from server.results import PATH, Results
@@ -112,12 +113,13 @@ class Web:
         generators = settings.generator_by_name
         finish = Finish(store, settings.data_dir / "results", secret)
         following = Following(hub, bus, reader)
+        pulse = Pulse()
         self._router.routes.extend(
             routes(
                 settings,
                 tasks=TaskEndpoints(store, reader, pace, metrics, clear_away, generators),
                 poll=Poll(following, reader, pace, metrics),
-                streams=EventStreams(following, metrics),
+                streams=EventStreams(following, pulse, metrics),
                 sockets=Sockets(following, metrics),
                 callback=Callback(store, finish, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
@@ -131,6 +133,7 @@ class Web:
                 bus.run(hub.deliver, tick.poke),
                 publisher.run(),
                 tick.run(),
+                pulse.run(),
                 outbox.run(),
                 Upkeep(store, reader, pace, retention, metrics).run(),
                 listen(settings.database_url or "", NOTICE_CHANNEL, tick.noticed),

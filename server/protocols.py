@@ -1,9 +1,16 @@
-"""uvicorn's protocols with the limits it leaves out: time and size of a request's head and body, unread pongs.
+"""uvicorn's protocols with the limits it leaves out, and the hand-over of a connection to a stream.
 
-Without them a client that sends a byte now and then, or reads nothing, holds a connection and memory for ever.
+Without limits to time and size of a request's head and body, and to unread pongs, a client that sends a byte now and
+then, or reads nothing, holds a connection and memory for ever.
+
+THE HAND-OVER is the one place that knows how uvicorn works inside. It does for a stream of events what uvicorn itself
+does for a WebSocket: once the head of the response is out, the transport gets another protocol, and the ASGI task may
+end. tests/push/test_handover.py fails where a new version of uvicorn breaks this.
 """
 
 import asyncio
+from collections.abc import Callable, MutableSet
+from typing import Any, TypeAlias, TypeVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -20,6 +27,49 @@ TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(_PROBLEM), _PROBLEM)
 )
+
+
+P = TypeVar("P", bound=asyncio.Protocol)
+MakeProtocol: TypeAlias = Callable[[asyncio.Transport, MutableSet[Any]], P]
+
+
+class HandOver:
+    """The connection of one request, for whoever answers it with a stream: the scope's extension taskbeam.hand_over."""
+
+    __slots__ = ("_protocol", "_scope")
+
+    def __init__(self, protocol: "LimitedHttp", scope: Any) -> None:
+        self._protocol = protocol
+        self._scope = scope
+
+    @property
+    def possible(self) -> bool:
+        """Not where more is on its way than this request, or lies between us and the client."""
+        protocol = self._protocol
+        return (
+            protocol.cycle.scope is self._scope
+            and not protocol.pipeline
+            and not protocol.cycle.more_body
+            and not protocol.cycle.disconnected
+            and protocol.scheme == "http"
+            and self._scope["http_version"] == "1.1"
+        )
+
+    def take(self, make: MakeProtocol[P]) -> P:
+        """After the head was sent: the protocol that `make(transport, connections)` gives has the transport now.
+
+        It has to be in `connections` until it is lost, and to have shutdown(). Raises ConnectionResetError.
+        """
+        protocol = self._protocol
+        if not self.possible or protocol.transport.is_closing():
+            raise ConnectionResetError
+        made = make(protocol.transport, protocol.connections)
+        protocol.connections.discard(protocol)
+        protocol.cycle.disconnected = True  # nothing more is owed to it
+        protocol.server_state.total_requests += 1
+        protocol.flow.resume_reading()
+        protocol.transport.set_protocol(made)
+        return made
 
 
 class LimitedHttp(HttpToolsProtocol):
@@ -62,6 +112,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {"taskbeam.hand_over": HandOver(self, self.scope)}  # type: ignore[dict-item]
         if self._late is None:
             self._expect()
 

@@ -57,24 +57,43 @@ class Follower:
         """How many followers this process has."""
         return len(self._following.hub)
 
+    def wake_with(self, wake: Callable[[], None]) -> None:
+        """From now on `wake` is called when there is something to do, as there may be already."""
+        self._subscription.wake = wake
+        wake()
+
     async def ready(self) -> list[hub.Item]:
         """What can be sent now, in order; reads the log where the bus left a gap."""
+        if self.behind and not await self.catch_up():
+            return []
+        return self.take()
+
+    @property
+    def behind(self) -> bool:
+        """Whether what comes next is only in the log: catch_up() has to come before take()."""
+        return self._subscription.gap and not self._subscription.inbox
+
+    async def catch_up(self) -> bool:
+        """Read the log where the bus left a gap. False where that is not possible now: `wake` is called later."""
         subscription = self._subscription
-        if subscription.gap and not subscription.inbox:
-            subscription.gap = False
-            try:
-                items, more = await self._read(subscription.received)
-            except UNAVAILABLE as error:
-                log.warning("history_unavailable", **hub.subject(subscription.topic), reason=type(error).__name__)
-                subscription.gap = True
-                asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.wake)
-                return []
-            for item in items:
-                subscription.offer(item)
-            subscription.gap = subscription.gap or more
-        items = [item for item in subscription.take() if self._wanted(item.change)]
-        if subscription.gap:
-            subscription.wake()
+        subscription.gap = False
+        try:
+            items, more = await self._read(subscription.received)
+        except UNAVAILABLE as error:
+            log.warning("history_unavailable", **hub.subject(subscription.topic), reason=type(error).__name__)
+            subscription.gap = True
+            asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.wake)
+            return False
+        for item in items:
+            subscription.offer(item)
+        subscription.gap = subscription.gap or more
+        return True
+
+    def take(self) -> list[hub.Item]:
+        """What is here, in order; where there is more in the log, `wake` is called at once."""
+        items = [item for item in self._subscription.take() if self._wanted(item.change)]
+        if self._subscription.gap:
+            self._subscription.wake()
         return items
 
     def deleted(self) -> list[str]:

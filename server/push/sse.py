@@ -1,13 +1,15 @@
-"""The stream of server-sent events over HTTP, through sse-starlette: works under any ASGI server.
+"""The stream of server-sent events: who joins, and what a stream says in which order.
 
-Everything that decides lies in follow.py; here a follower's changes become frames. A follower is claimed before
-the response begins and released by the response itself, since a generator that never started never cleans up.
+Everything that decides lies in follow.py; here a follower's changes become frames, on one of two ways out. Where our
+own protocol holds the connection, it is handed over to stream.py. Under any other ASGI server, and where there is more
+between us and the client (HTTP/1.0, TLS), the frames go through sse-starlette.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableSet
+from typing import Any
 
 import structlog
 from sse_starlette import EventSourceResponse
@@ -23,17 +25,26 @@ from server.errors import InvalidCursor, InvalidParameter, TaskNotFound, Unavail
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower, Following
+from server.push.stream import HEARTBEAT_SECONDS, SEND_SECONDS_MAX, Pulse, Stream
 from server.tasks import snapshot
 
 log = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 15
-# A client that takes no byte for this long is cut off, and resumes from its cursor.
-SEND_SECONDS_MAX = 30.0
 RETRY_MS = 1_000
 RETRY_JITTER_MS = 1_000
+# The more streams there are, the longer the time over which they come back: this much for each of them.
+RETURN_MS_A_STREAM = 0.3
+# The scope's extension (protocols.HandOver) by which a connection can be taken.
+HAND_OVER = "taskbeam.hand_over"
 TASKS_A_STREAM_MAX = 100
+EVENT_STREAM = "text/event-stream"
 HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+STREAM_HEADERS = [
+    *((name.lower().encode(), value.encode()) for name, value in HEADERS.items()),
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"connection", b"close"),  # it ends with the stream
+]
 
 # The library's own way is to cancel generators up to half a second after the signal, without a goodbye.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  # the library has no annotation there
@@ -42,36 +53,40 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  #
 class EventStreams:
     """GET /api/generate/events"""
 
-    def __init__(self, following: Following, metrics: Metrics) -> None:
+    def __init__(self, following: Following, pulse: Pulse, metrics: Metrics) -> None:
         self._following = following
+        self._pulse = pulse
         self._metrics = metrics
 
     async def answer(self, request: Request) -> Response:
         """One task, several, or all of the caller's; from `Last-Event-ID`, else `after`, else from now."""
-        wake = asyncio.Event()
         try:
-            follower, many = await self._join(request, wake)
+            follower, many = await self._join(request)
         except UNAVAILABLE as error:
             log.warning("join_unavailable", reason=type(error).__name__)
             return _refused(Unavailable())
         if follower is None:
             raise TaskNotFound
-        if follower.over:
+        if follower.over or request.method == "HEAD":
             follower.close()
-            return Response(status_code=204, headers=HEADERS)
+            return Response(status_code=204 if follower.over else 200, headers=HEADERS, media_type=EVENT_STREAM)
         self._metrics.sse.joined[follower.sync.mode].inc()
-        return _Stream(follower, many, wake, self._metrics)
+        return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
 
-    async def _join(self, request: Request, wake: asyncio.Event) -> tuple[Follower | None, bool]:
+    async def _join(self, request: Request) -> tuple[Follower | None, bool]:
         caller = caller_of(request)
         task_ids = _task_ids(request.query_params)
         if len(task_ids) == 1:
             structlog.contextvars.bind_contextvars(task_id=task_ids[0])
             after = _cursor(request, 0, wire.parse_version)
-            return await self._following.task(caller, task_ids[0], after, wake.set), False
+            return await self._following.task(caller, task_ids[0], after, _asleep), False
         position = _cursor(request, 0, wire.parse_owner_cursor)
         only = frozenset(task_ids) if task_ids else None
-        return await self._following.all(caller, position or None, wake.set, only), True
+        return await self._following.all(caller, position or None, _asleep, only), True
+
+
+def _asleep() -> None:
+    """Until it is known who is to be woken: whoever that is looks by himself first."""
 
 
 def _task_ids(query: QueryParams) -> list[str]:
@@ -106,15 +121,93 @@ def _cursor(request: Request, default: int, parse: Callable[[str], int]) -> int:
 def _refused(problem: Unavailable) -> Response:
     retry_ms = 2_000 + random.randint(0, 3_000)  # noqa: S311  (spreads reconnects)
     return Response(
-        wire.sse_retry(retry_ms) + wire.sse_refused(problem), media_type="text/event-stream", headers=HEADERS
+        wire.sse_retry(retry_ms) + wire.sse_refused(problem), media_type=EVENT_STREAM, headers=HEADERS
     )
 
 
-class _Stream(EventSourceResponse):
-    """The response of one follower."""
+class Framer:
+    """What one stream says, as frames; `done` once it has said the last. Pure, but for asking its follower."""
 
-    def __init__(self, follower: Follower, many: bool, wake: asyncio.Event, metrics: Metrics) -> None:
-        super().__init__(
+    __slots__ = ("_follower", "_many", "_metrics", "done")
+
+    def __init__(self, follower: Follower, many: bool, metrics: Metrics) -> None:
+        self._follower = follower
+        self._many = many
+        self._metrics = metrics
+        self.done = False
+
+    def begin(self) -> list[bytes]:
+        """How it joined, and what lies after its cursor."""
+        follower = self._follower
+        retry = wire.sse_retry(RETRY_MS + random.randint(0, RETRY_JITTER_MS))  # noqa: S311  (spreads reconnects)
+        first, follower.first = follower.first, []  # not to be kept for as long as the stream lasts
+        # A cursor must not pass what was not delivered: of a snapshot of many tasks only the last one bears it.
+        empty_id = str(follower.sync.to) if self._many and not first and follower.sync.mode != "replay" else None
+        frames = [retry + wire.sse_sync(follower.sync, empty_id)]
+        for number, change in enumerate(first, 1):
+            frames.append(self._frame(change, str(follower.sync.to) if number == len(first) else None))
+        self.done = follower.finished if self._many else bool(first) and first[-1].is_terminal
+        return frames
+
+    def news(self) -> list[bytes]:
+        """What there is to say now."""
+        frames = []
+        for position, _, change in self._follower.take():
+            if position > self._follower.joined_at:
+                self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
+            frames.append(self._frame(change, wire.owner_cursor(position)))
+            if not self._many and change.is_terminal:
+                self.done = True
+                return frames
+        for task_id in self._follower.deleted():
+            if not self._many:
+                self.done = True
+                return [*frames, wire.sse_refused(TaskNotFound())]  # and so is the browser's next request
+            frames.append(wire.sse_deleted(task_id))
+        self.done = self._many and self._follower.finished
+        return frames
+
+    def bye(self) -> bytes:
+        """The process is going; when to come back."""
+        spread_ms = max(RETRY_JITTER_MS, round(RETURN_MS_A_STREAM * self._follower.company))
+        return wire.sse_retry(500 + random.randint(0, spread_ms)) + wire.sse_bye("restarting")  # noqa: S311
+
+    def _frame(self, change: snapshot.TaskChange, cursor: str | None) -> bytes:
+        self._metrics.sse.sent.inc()
+        return wire.sse_change(change, cursor if self._many else str(change.version))
+
+
+class _Joined(Response):
+    """The response of one follower, who is released by it: what never started never cleans up."""
+
+    def __init__(self, follower: Follower, framer: Framer, pulse: Pulse, metrics: Metrics) -> None:
+        self._follower = follower
+        self._framer = framer
+        self._pulse = pulse
+        self._gauge = metrics.sse.open
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        connection = scope.get("extensions", {}).get(HAND_OVER)
+        if connection is None or not connection.possible:
+            await self._through_the_server(scope, receive, send)
+            return
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            stream = connection.take(self._stream)
+        except ConnectionResetError:  # the client has gone meanwhile
+            self._follower.close()
+            return
+        except BaseException:
+            self._follower.close()
+            raise
+        self._gauge.inc()
+        stream.begin()
+
+    def _stream(self, transport: asyncio.Transport, connections: MutableSet[Any]) -> Stream:
+        return Stream(transport, connections, self._follower, self._framer, self._pulse, self._gauge.dec)
+
+    async def _through_the_server(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = EventSourceResponse(
             self._frames(),
             headers=HEADERS,
             ping=HEARTBEAT_SECONDS,
@@ -122,57 +215,27 @@ class _Stream(EventSourceResponse):
             sep="\n",
             send_timeout=SEND_SECONDS_MAX,
         )
-        self._follower = follower
-        self._many = many
-        self._wake = wake
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._metrics.sse.open.inc()
+        self._gauge.inc()
         try:
-            await super().__call__(scope, receive, send)
+            await response(scope, receive, send)
         except SendTimeoutError:
             log.info("slow_client_cut_off", transport="sse")
         finally:
-            self._metrics.sse.open.dec()
+            self._gauge.dec()
             self._follower.close()
 
     async def _frames(self) -> AsyncIterator[bytes]:
-        follower = self._follower
-        begin = wire.sse_retry(RETRY_MS + random.randint(0, RETRY_JITTER_MS))  # noqa: S311  (spreads reconnects)
-        first, follower.first = follower.first, []  # not to be kept for as long as the stream lasts
-        # A cursor must not pass what was not delivered: of a snapshot of many tasks only the last one bears it.
-        empty_id = str(follower.sync.to) if self._many and not first and follower.sync.mode != "replay" else None
-        yield begin + wire.sse_sync(follower.sync, empty_id)
-        for number, change in enumerate(first, 1):
-            yield self._frame(change, str(follower.sync.to) if number == len(first) else None)
-        ended = bool(first) and self._ended(first[-1].is_terminal)
-        first = []
-        if ended:
-            return
-        while not follower.closing:
-            self._wake.clear()
-            for position, _, change in await follower.ready():
-                if position > follower.joined_at:
-                    self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
-                yield self._frame(change, wire.owner_cursor(position))
-                if not self._many and change.is_terminal:
-                    return
-            for task_id in follower.deleted():
-                if not self._many:
-                    yield wire.sse_refused(TaskNotFound())  # and so is the browser's next request
-                    return
-                yield wire.sse_deleted(task_id)
-            if self._ended(False):
+        follower, framer, wake = self._follower, self._framer, asyncio.Event()
+        follower.wake_with(wake.set)
+        for frame in framer.begin():
+            yield frame
+        while not framer.done:
+            wake.clear()
+            if follower.closing:
+                yield framer.bye()
                 return
-            await self._wake.wait()
-        # The more streams there are, the longer the time over which they come back.
-        spread_ms = max(RETRY_JITTER_MS, follower.company)
-        yield wire.sse_retry(500 + random.randint(0, spread_ms)) + wire.sse_bye("restarting")  # noqa: S311
-
-    def _ended(self, terminal: bool) -> bool:
-        return self._follower.finished if self._many else terminal
-
-    def _frame(self, change: snapshot.TaskChange, cursor: str | None) -> bytes:
-        self._metrics.sse.sent.inc()
-        return wire.sse_change(change, cursor if self._many else str(change.version))
+            if not follower.behind or await follower.catch_up():
+                for frame in framer.news():
+                    yield frame
+            if not framer.done:
+                await wake.wait()

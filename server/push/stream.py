@@ -1,0 +1,206 @@
+"""A stream of server-sent events on a socket of its own: no task of the event loop, no ASGI, no queue.
+
+Following a task is an upgrade of an HTTP connection, as one to WebSocket is: once the head of the response is out,
+the socket is handed to a `Stream`, which writes when its follower has something to say (protocols.py has the other
+half of the hand-over). What is said, and in which order, is the same as on the portable path (sse.py).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, MutableSet
+from typing import Any, Protocol
+
+import structlog
+
+from server.push import wire
+from server.push.follow import Follower
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 15
+# A client that takes nothing for this long is cut off, and resumes from its cursor.
+SEND_SECONDS_MAX = 30.0
+WRITE_BYTES = 65_536
+END = b"0\r\n\r\n"
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body (RFC 9112, 7.1); `data` must not be empty, that would be the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+HEARTBEAT = chunk(wire.HEARTBEAT)
+
+
+class Frames(Protocol):
+    """What a stream says (sse.Framer): `done` once the last word was said."""
+
+    done: bool
+
+    def begin(self) -> list[bytes]: ...
+
+    def news(self) -> list[bytes]: ...
+
+    def bye(self) -> bytes: ...
+
+
+class Pulse:
+    """The heartbeats of all streams of a process: each second a fifteenth of them. `run()` until cancelled."""
+
+    def __init__(self) -> None:
+        self._slots: list[set[Stream]] = [set() for _ in range(HEARTBEAT_SECONDS)]
+        self._turn = 0
+
+    def add(self, stream: "Stream") -> int:
+        """The slot, for remove(): the one that comes up last."""
+        slot = (self._turn - 1) % HEARTBEAT_SECONDS
+        self._slots[slot].add(stream)
+        return slot
+
+    def remove(self, stream: "Stream", slot: int) -> None:
+        self._slots[slot].discard(stream)
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.beat()
+
+    def beat(self) -> None:
+        """One second has passed."""
+        for stream in tuple(self._slots[self._turn]):
+            stream.beat()
+        self._turn = (self._turn + 1) % HEARTBEAT_SECONDS
+
+
+class Stream(asyncio.Protocol):
+    """The protocol of a connection that was handed over. Whoever has a follower to give up is told by `left`."""
+
+    __slots__ = (
+        "_backlog",
+        "_connections",
+        "_due",
+        "_follower",
+        "_frames",
+        "_left",
+        "_paused",
+        "_pulse",
+        "_reading",
+        "_slot",
+        "_transport",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        connections: MutableSet[Any],
+        follower: Follower,
+        frames: Frames,
+        pulse: Pulse,
+        left: Callable[[], None],
+    ) -> None:
+        self._transport = transport
+        self._connections = connections
+        self._follower = follower
+        self._frames = frames
+        self._pulse = pulse
+        self._left = left
+        self._backlog: deque[bytes] | None = None  # what waits for the client to read
+        self._due = False
+        self._paused: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._slot = pulse.add(self)
+        connections.add(self)
+
+    def begin(self) -> None:
+        """Once the transport knows this protocol: say how it joined, and go on from there."""
+        self._write(self._frames.begin())
+        self._follower.wake_with(self.wake)
+
+    # What the hub and the process have to say
+
+    def wake(self) -> None:
+        """There may be something to send: looked at once, when this turn of the loop is over."""
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def beat(self) -> None:
+        """Nothing happened, perhaps: proxies and clients are to know that the stream is alive."""
+        if self._paused is None and not self._transport.is_closing():
+            self._transport.write(HEARTBEAT)
+
+    def shutdown(self) -> None:
+        """The server stops: uvicorn asks this of every connection."""
+        if not self._transport.is_closing():
+            self._close(self._frames.bye())
+
+    def _flush(self) -> None:
+        self._due = False
+        if self._transport.is_closing() or self._paused is not None or self._reading is not None:
+            return
+        if self._backlog:
+            self._write([])
+        elif self._follower.closing:
+            self._close(self._frames.bye())
+        elif self._follower.behind:
+            self._reading = asyncio.get_running_loop().create_task(self._catch_up())
+        else:
+            self._write(self._frames.news())
+
+    async def _catch_up(self) -> None:
+        try:
+            whole = await self._follower.catch_up()
+        except Exception as error:
+            log.error("stream_failed", exc_info=error)
+            self._transport.abort()
+            return
+        finally:
+            self._reading = None
+        if whole:
+            self.wake()  # else it is woken when it is time to try again
+
+    def _write(self, frames: list[bytes]) -> None:
+        """Few writes, and no more than the client takes: the rest waits here."""
+        backlog = self._backlog if self._backlog is not None else deque()
+        backlog.extend(frames)
+        while backlog and self._paused is None:
+            piece, size = [], 0
+            while backlog and size < WRITE_BYTES:
+                piece.append(backlog.popleft())
+                size += len(piece[-1])
+            self._transport.write(chunk(b"".join(piece)))
+        self._backlog = backlog or None
+        if self._backlog is None and self._frames.done:
+            self._close()
+
+    def _close(self, last: bytes = b"") -> None:
+        self._transport.write((chunk(last) if last else b"") + END)
+        self._transport.close()
+
+    # What the transport has to say
+
+    def data_received(self, data: bytes) -> None:
+        """A client has nothing to say on a stream; what it sends is dropped, and its end is still seen."""
+
+    def pause_writing(self) -> None:
+        self._paused = asyncio.get_running_loop().call_later(SEND_SECONDS_MAX, self._cut_off)
+
+    def resume_writing(self) -> None:
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        self.wake()
+
+    def _cut_off(self) -> None:
+        log.info("slow_client_cut_off", transport="sse")
+        self._transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._paused is not None:
+            self._paused.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        self._connections.discard(self)
+        self._pulse.remove(self, self._slot)
+        self._follower.close()
+        self._left()
