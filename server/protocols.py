@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Callable, MutableSet
 from typing import Any, TypeAlias, TypeVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 HEAD_BYTES_MAX = 32_768
@@ -36,36 +36,36 @@ MakeProtocol: TypeAlias = Callable[[asyncio.Transport, MutableSet[Any]], P]
 class HandOver:
     """The connection of one request, for whoever answers it with a stream: the scope's extension taskbeam.hand_over."""
 
-    __slots__ = ("_protocol", "_scope")
+    __slots__ = ("_cycle", "_protocol")
 
-    def __init__(self, protocol: "LimitedHttp", scope: Any) -> None:
+    def __init__(self, protocol: "LimitedHttp", cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
-        self._scope = scope
+        self._cycle = cycle
 
     @property
     def possible(self) -> bool:
-        """Not where more is on its way than this request, or lies between us and the client."""
-        protocol = self._protocol
+        """Not before the request is whole, and not where something lies between us and the client."""
+        cycle = self._cycle
         return (
-            protocol.cycle.scope is self._scope
-            and not protocol.pipeline
-            and not protocol.cycle.more_body
-            and not protocol.cycle.disconnected
-            and protocol.scheme == "http"
-            and self._scope["http_version"] == "1.1"
+            not cycle.more_body
+            and not cycle.disconnected
+            and self._protocol.scheme == "http"
+            and cycle.scope["http_version"] == "1.1"
         )
 
     def take(self, make: MakeProtocol[P]) -> P:
         """After the head was sent: the protocol that `make(transport, connections)` gives has the transport now.
 
-        It has to be in `connections` until it is lost, and to have shutdown(). Raises ConnectionResetError.
+        It has to be in `connections` until it is lost, and to have shutdown(). Requests behind this one are not
+        answered, as the head said ("connection: close"). Raises ConnectionResetError.
         """
         protocol = self._protocol
         if not self.possible or protocol.transport.is_closing():
             raise ConnectionResetError
         made = make(protocol.transport, protocol.connections)
         protocol.connections.discard(protocol)
-        protocol.cycle.disconnected = True  # nothing more is owed to it
+        protocol.pipeline.clear()
+        self._cycle.disconnected = True  # nothing more is owed to it
         protocol.server_state.total_requests += 1
         protocol.flow.resume_reading()
         protocol.transport.set_protocol(made)
@@ -112,13 +112,14 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"taskbeam.hand_over": HandOver(self, self.scope)}  # type: ignore[dict-item]
         if self._late is None:
             self._expect()
 
     def on_headers_complete(self) -> None:
         self._head_bytes = None
         super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            self.scope["extensions"] = {"taskbeam.hand_over": HandOver(self, self.cycle)}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0

@@ -59,11 +59,12 @@ class Server:
         self.port: int = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.command = [sys.executable, str(COMMAND)]
 
     def begin(self, **env: str) -> None:
         """Start it; `env` is added to its environment for this run."""
         fd = self.listener.fileno()
-        argv = [sys.executable, str(COMMAND), self.name, "--fd", str(fd)]
+        argv = [*self.command, self.name, "--fd", str(fd)]
         with self.log.open("ab") as output:
             self.process = spawn(argv, env={**self.env, **env}, output=output, pass_fds=(fd,))
 
@@ -113,7 +114,10 @@ class Server:
 
 
 class Deployment:
-    """`webs` web processes, our dispatcher and the built-in generator, unless told otherwise."""
+    """`webs` web processes, our dispatcher and the built-in generator, unless told otherwise.
+
+    `portable`: the web processes run as under any ASGI server (tests/portable.py).
+    """
 
     def __init__(
         self,
@@ -125,6 +129,7 @@ class Deployment:
         dispatchers: int = 1,
         generator: bool = True,
         env: Mapping[str, str] | None = None,
+        portable: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -149,6 +154,9 @@ class Deployment:
             **(env or {}),
         }
         self.webs = [self._server(f"web{n}", "web", s) for n, s in enumerate(web_sockets)]
+        if portable:
+            for web in self.webs:
+                web.command = [sys.executable, "-m", "tests.portable"]
         # All of them take from one socket, as behind a load balancer.
         self.dispatchers = [self._server(f"dispatcher{n}", "dispatcher", dispatcher_socket) for n in range(dispatchers)]
         self.generator = self._server("generator", "generator", generator_socket) if generator else None

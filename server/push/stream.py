@@ -140,6 +140,7 @@ class Stream(asyncio.Protocol):
             return
         if self._backlog:
             self._write([])
+            self.wake()  # for what has come since
         elif self._follower.closing:
             self._close(self._frames.bye())
         elif self._follower.behind:

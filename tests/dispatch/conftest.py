@@ -75,7 +75,7 @@ def shared_home(
     folder: Path,
     setting: str,
     more: Callable[[str], dict[str, str]] = lambda _: {},
-    **parts: int,
+    **parts: Any,
 ) -> Iterator[Home]:
     """`setting` is the variable that tells the process of the receiver's origin; `more` gives others from it."""
     listener = listen()

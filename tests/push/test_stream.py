@@ -1,0 +1,310 @@
+"""The protocol of a stream, against a transport that fills up and empties as it likes: framing, order, ends."""
+
+import asyncio
+from random import Random
+from typing import Any, cast
+
+import pytest
+
+from server.push.follow import Follower
+from server.push.stream import HEARTBEAT_SECONDS, Pulse, Stream
+
+pytestmark = pytest.mark.pure
+
+
+class Transport:
+    """Takes what is written; above `room` it says that it is full, once."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.held = 0
+        self.written = b""
+        self.closed = False
+        self.aborted = False
+        self.full = False
+        self.stream: Stream | None = None
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed, "written after the end"
+        self.written += data
+        self.held += len(data)
+        if self.held > self.room and not self.full:
+            self.full = True
+            assert self.stream is not None
+            self.stream.pause_writing()
+
+    def drain(self) -> None:
+        self.held = 0
+        if self.full and self.stream is not None:
+            self.full = False
+            self.stream.resume_writing()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    @property
+    def body(self) -> bytes:
+        """What a strict reader of chunks makes of it; the last chunk must be the end."""
+        rest, body = self.written, b""
+        while rest:
+            size, _, rest = rest.partition(b"\r\n")
+            length = int(size, 16)
+            assert size == b"%x" % length
+            if length == 0:
+                assert rest == b"\r\n", "something follows the last chunk"
+                return body
+            assert rest[length : length + 2] == b"\r\n", "a chunk of another length than it says"
+            body, rest = body + rest[:length], rest[length + 2 :]
+        return body
+
+    @property
+    def ended(self) -> bool:
+        return self.written.endswith(b"\r\n0\r\n\r\n")
+
+
+class Source:
+    """A follower and its framer: what `tell` is given, `news` gives out, in order."""
+
+    def __init__(self) -> None:
+        self.waiting: list[bytes] = []
+        self.first: list[bytes] = [b"first;"]
+        self.done = False
+        self.last = False
+        self.closing = False
+        self.closed = 0
+        self.behind = False
+        self.found: list[bytes] = []
+        self.reads = 0
+        self.away = False
+        self.wake: Any = None
+
+    def tell(self, *frames: bytes) -> None:
+        self.waiting += frames
+        if self.wake is not None:
+            self.wake()
+
+    # as a Follower
+    def wake_with(self, wake: Any) -> None:
+        self.wake = wake
+        wake()
+
+    async def catch_up(self) -> bool:
+        await asyncio.sleep(0)
+        self.reads += 1
+        if self.away:
+            asyncio.get_running_loop().call_later(0.01, self.wake)
+            return False
+        self.behind = False
+        self.waiting += self.found
+        return True
+
+    def close(self) -> None:
+        self.closed += 1
+
+    # as Frames
+    def begin(self) -> list[bytes]:
+        return self.first
+
+    def news(self) -> list[bytes]:
+        frames, self.waiting = self.waiting, []
+        self.done = self.last and not self.behind
+        return frames
+
+    def bye(self) -> bytes:
+        return b"bye;"
+
+
+def opened(source: Source, room: int = 10**9, pulse: Pulse | None = None) -> tuple[Transport, Stream, set[Any]]:
+    transport, connections = Transport(room), set[Any]()
+    stream = Stream(
+        cast(asyncio.Transport, transport),
+        connections,
+        cast(Follower, source),
+        source,
+        pulse or Pulse(),
+        lambda: None,
+    )
+    transport.stream = stream
+    stream.begin()
+    return transport, stream, connections
+
+
+async def turns(count: int = 5) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_what_comes_together_is_one_write_and_the_end_closes() -> None:
+    source = Source()
+    transport, stream, connections = opened(source)
+    assert connections == {stream}
+    before = len(transport.written)
+    source.tell(b"a;", b"b;")
+    source.tell(b"c;")
+    await turns()
+    assert transport.written[before:] == b"6\r\na;b;c;\r\n"
+    source.last = True
+    source.tell(b"end;")
+    await turns()
+    assert (transport.body, transport.ended, transport.closed) == (b"first;a;b;c;end;", True, True)
+    source.tell(b"more;")
+    await turns()
+    stream.connection_lost(None)
+    assert connections == set()
+    assert source.closed == 1
+
+
+async def test_one_that_had_ended_when_it_was_joined() -> None:
+    source = Source()
+    source.done = True
+    transport, _, _ = opened(source)
+    await turns()
+    assert (transport.body, transport.ended, transport.closed) == (b"first;", True, True)
+
+
+async def test_a_goodbye_by_the_hub_or_by_the_server() -> None:
+    for by_server in (False, True):
+        source = Source()
+        transport, stream, _ = opened(source)
+        await turns()
+        if by_server:
+            stream.shutdown()
+        else:
+            source.closing = True
+            source.tell()
+        await turns()
+        stream.shutdown()  # the server asks all of them
+        assert (transport.body, transport.ended, transport.closed) == (b"first;bye;", True, True)
+
+
+async def test_what_is_only_in_the_log_is_read_and_tried_again() -> None:
+    source = Source()
+    transport, _, _ = opened(source)
+    source.behind, source.away, source.found = True, True, [b"read;"]
+    source.tell()
+    await turns()
+    source.tell()
+    await turns()
+    assert transport.body == b"first;"
+    assert source.reads <= 3, "it does not ask again and again while the database is away"
+    source.away = False
+    await asyncio.sleep(0.03)
+    assert transport.body == b"first;read;"
+
+
+async def test_a_read_that_fails_ends_the_stream_and_one_of_a_lost_stream_is_cancelled() -> None:
+    source = Source()
+    transport, stream, _ = opened(source)
+
+    async def broken() -> bool:
+        raise ValueError("a defect")
+
+    source.catch_up = broken  # type: ignore[method-assign]
+    source.behind = True
+    source.tell()
+    await turns()
+    assert transport.aborted
+    source = Source()
+    transport, stream, _ = opened(source)
+    cancelled = asyncio.Event()
+
+    async def endless() -> bool:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return True
+
+    source.catch_up = endless  # type: ignore[method-assign]
+    source.behind = True
+    source.tell()
+    await turns()
+    stream.connection_lost(ConnectionResetError())
+    await turns()
+    assert cancelled.is_set()
+    assert source.closed == 1
+
+
+async def test_whoever_reads_nothing_is_cut_off_and_until_then_holds_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.push.stream.SEND_SECONDS_MAX", 0.05)
+    source = Source()
+    transport, stream, _ = opened(source, room=10)
+    source.tell(b"x" * 20)
+    await turns()
+    held = len(transport.written)
+    source.tell(b"y" * 1_000_000)
+    stream.beat()
+    await turns()
+    assert len(transport.written) == held, "nothing is written to who does not read"
+    assert source.waiting, "and what is new stays where it is conflated"
+    await asyncio.sleep(0.1)
+    assert transport.aborted
+    # Who reads again in time is not.
+    transport, _, _ = opened(Source(), room=3)
+    transport.drain()
+    await asyncio.sleep(0.1)
+    assert not transport.aborted
+
+
+async def test_every_stream_has_a_heartbeat_each_fifteen_seconds() -> None:
+    pulse = Pulse()
+    streams = []
+    for _ in range(HEARTBEAT_SECONDS):
+        streams.append(opened(Source(), pulse=pulse))
+        streams.append(opened(Source(), pulse=pulse))
+        pulse.beat()
+    before = [len(transport.written) for transport, _, _ in streams]
+    each = []
+    for _ in range(HEARTBEAT_SECONDS):
+        count = sum(transport.body.count(b": heartbeat\n\n") for transport, _, _ in streams)
+        pulse.beat()
+        each.append(sum(transport.body.count(b": heartbeat\n\n") for transport, _, _ in streams) - count)
+    assert each == [2] * HEARTBEAT_SECONDS, "spread over the time"
+    assert all(
+        len(t.written) == b + len(b"e\r\n: heartbeat\n\n\r\n") for (t, _, _), b in zip(streams, before, strict=True)
+    )
+    transport, stream, _ = streams[0]
+    stream.connection_lost(None)
+    size = len(transport.written)
+    for _ in range(2 * HEARTBEAT_SECONDS):
+        pulse.beat()
+    assert len(transport.written) == size
+
+
+async def test_whatever_the_client_reads_and_when_it_gets_all_of_it_in_order() -> None:
+    for seed in range(100):
+        rng = Random(seed)
+        source = Source()
+        source.first = [b"f%d;" % n * rng.choice([1, 1_000, 30_000]) for n in range(rng.randrange(1, 6))]
+        expected = list(source.first)
+        transport, stream, _ = opened(source, room=rng.choice([1, 50_000, 10**9]))
+        for number in range(rng.randrange(20)):
+            match rng.randrange(4):
+                case 0:
+                    transport.drain()
+                case 1:
+                    stream.beat()
+                case 2:
+                    await turns(1)
+                case _:
+                    frames = [b"n%d.%d;" % (number, part) * rng.choice([1, 9_000]) for part in range(rng.randrange(4))]
+                    source.tell(*frames)
+                    expected += frames
+        source.last = True
+        source.tell(b"end;")
+        for _ in range(200):
+            await turns(2)
+            if transport.closed:
+                break
+            transport.drain()
+        body = transport.body.replace(b": heartbeat\n\n", b"")
+        assert body == b"".join(expected) + b"end;", f"seed {seed}"
+        assert transport.ended
+        assert transport.closed
