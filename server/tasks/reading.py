@@ -17,6 +17,7 @@ import msgspec
 
 from server.db import Pool, acting_as
 from server.tasks import snapshot
+from server.tasks.histories import Histories, History
 from server.tasks.snapshot import TaskChange
 
 HISTORY_CHUNK = 200
@@ -43,13 +44,6 @@ class Gone(NamedTuple):
     user_id: str
 
 
-class History(NamedTuple):
-    """Changes of a task after a cursor, and whether its log has the next version: else what is older was cut off."""
-
-    changes: list[TaskChange]
-    continues: bool
-
-
 class Overview(NamedTuple):
     """Tasks as they were at the owner's event number `seq`, oldest first; up to `trimmed` the log may have gaps."""
 
@@ -64,27 +58,14 @@ class TaskReader:
     def __init__(self, pool: Pool, *, public_url: str) -> None:
         self._pool = pool
         self._public_url = public_url
+        self._histories = Histories(pool, public_url=public_url)
 
     def _changes(self, rows: Sequence[asyncpg.Record]) -> list[TaskChange]:
         return [snapshot.from_row(row, self._public_url) for row in rows]
 
     async def since(self, claims: str, task_id: str, after: int) -> History:
         """The changes of status after version `after`, and always the newest version, last; none if not visible."""
-        async with acting_as(self._pool, claims) as connection:
-            rows = await connection.fetch(
-                """select c.*, exists (select from public.task_events
-                                        where (task_id, version) = (c.task_id, $2::int::bigint + 1)) as continues from (
-                     select version from public.image_generations where task_id = $1
-                     union
-                     select version from public.task_events
-                      where task_id = $1 and version > $2 and version = status_version) v
-                   cross join lateral (
-                     select * from taskbeam.changes where (task_id, version) = ($1, v.version) limit 1) c
-                   order by c.version""",
-                task_id,
-                after,
-            )
-        return History(self._changes(rows), bool(rows) and rows[0]["continues"])
+        return await self._histories.read(claims, task_id, after)
 
     async def all_since(self, claims: str, user_id: str, seq: int) -> list[TaskChange]:
         """The user's events after number `seq`, in order, HISTORY_CHUNK at most.

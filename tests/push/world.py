@@ -14,7 +14,8 @@ from server.push import hub
 from server.push.bus import RedisBus
 from server.push.follow import Follower, Following
 from server.push.publisher import decode, encode
-from server.tasks.reading import HISTORY_CHUNK, History, Overview, TaskReader
+from server.tasks.histories import History
+from server.tasks.reading import HISTORY_CHUNK, Overview, TaskReader
 from server.tasks.snapshot import Snapshot, TaskChange, from_body
 from server.tasks.state import Change, Complete, Fail, Report, Retry, State, advance
 
