@@ -57,6 +57,11 @@ class Follower:
         """How many followers this process has."""
         return len(self._following.hub)
 
+    @property
+    def subject(self) -> dict[str, str]:
+        """What it follows, for a log."""
+        return hub.subject(self._subscription.topic)
+
     def wake_with(self, wake: Callable[[], None]) -> None:
         """From now on `wake` is called when there is something to do, as there may be already."""
         self._subscription.wake = wake
@@ -80,7 +85,7 @@ class Follower:
         try:
             items, more = await self._read(subscription.received)
         except UNAVAILABLE as error:
-            log.warning("history_unavailable", **hub.subject(subscription.topic), reason=type(error).__name__)
+            log.warning("history_unavailable", **self.subject, reason=type(error).__name__)
             subscription.gap = True
             asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.wake)
             return False

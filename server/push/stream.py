@@ -152,7 +152,7 @@ class Stream(asyncio.Protocol):
         try:
             whole = await self._follower.catch_up()
         except Exception as error:
-            log.error("stream_failed", exc_info=error)
+            log.error("stream_failed", **self._follower.subject, exc_info=error)
             self._transport.abort()
             return
         finally:
@@ -193,7 +193,7 @@ class Stream(asyncio.Protocol):
         self.wake()
 
     def _cut_off(self) -> None:
-        log.info("slow_client_cut_off", transport="sse")
+        log.info("slow_client_cut_off", transport="sse", **self._follower.subject)
         self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:

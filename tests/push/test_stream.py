@@ -83,6 +83,7 @@ class Source:
         self.reads = 0
         self.away = False
         self.wake: Any = None
+        self.subject = {"task_id": "t"}
 
     def tell(self, *frames: bytes) -> None:
         self.waiting += frames
