@@ -51,9 +51,17 @@ class Play:
 
     async def finish(self, task_id: str, *, web: int = 0, status: int = 200, attempt: int = 1) -> httpx.Response:
         """As QStash after the last delivery, signed."""
+        path, body, headers = self.callback(task_id, status=status, attempt=attempt)
+        async with self._here.client(web) as client:
+            return await client.post(path, content=body, headers=headers)
+
+    def callback(
+        self, task_id: str, *, status: int = 200, attempt: int = 1, size: int = 0
+    ) -> tuple[str, bytes, dict[str, str]]:
+        """Path, body (of `size` bytes at least) and headers of such a signed request."""
         path = f"/api/generate/callback?task={task_id}&attempt={attempt}"
         answer = base64.b64encode(b'{"result":"https://example.com/picture.png"}').decode()
-        body = msgspec.json.encode({"status": status, "body": answer, "retried": 3, "maxRetries": 3})
+        body = msgspec.json.encode({"status": status, "body": answer, "retried": 3, "maxRetries": 3}).ljust(size)
         now = int(time.time())
         claims = {
             "iss": "Upstash",
@@ -64,6 +72,4 @@ class Play:
             "jti": f"jwt_{secrets.token_hex(8)}",
             "body": body_hash(body),
         }
-        signature = jwt.encode(claims, CURRENT_KEY, algorithm="HS256")
-        async with self._here.client(web) as client:
-            return await client.post(path, content=body, headers={"Upstash-Signature": signature})
+        return path, body, {"Upstash-Signature": jwt.encode(claims, CURRENT_KEY, algorithm="HS256")}
