@@ -1,10 +1,13 @@
-"""The proxies of docs/deploy/ before two web processes of a test."""
+"""The proxies of docs/deploy/ before two web processes of a test, and what its Dockerfile makes."""
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import Deploy
+from tests.deploy.image import Image
 from tests.deploy.proxies import ORIGIN, Caddy, Nginx, Proxy
 from tests.deployment import Deployment
 
@@ -23,3 +26,9 @@ async def proxy(request: pytest.FixtureRequest, here: Deployment) -> AsyncIterat
     found = kind(here)
     yield found
     found.stop()
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[Image]:
+    with tempfile.TemporaryDirectory(prefix="taskbeam-image-") as folder:
+        yield Image(Path(folder))

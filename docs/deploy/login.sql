@@ -1,0 +1,9 @@
+-- The role that the processes log in as, in place of the owner of the tables: it may what the grants say. Once, after
+-- the first `taskbeam migrate`; again to change its password. For psql, which takes the password from its environment:
+--   LOGIN_PASSWORD=… psql "$OWNER_URL" -f login.sql
+\set ON_ERROR_STOP on
+\getenv password LOGIN_PASSWORD
+select 'create role taskbeam login noinherit'
+where not exists (select from pg_roles where rolname = 'taskbeam') \gexec
+alter role taskbeam password :'password';
+grant authenticated, service_role to taskbeam;
