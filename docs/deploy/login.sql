@@ -2,6 +2,7 @@
 -- the first `taskbeam migrate`; again to change its password. For psql, which takes the password from its environment:
 --   LOGIN_PASSWORD=… psql "$OWNER_URL" -f login.sql
 \set ON_ERROR_STOP on
+set client_min_messages to warning;
 \getenv password LOGIN_PASSWORD
 select 'create role taskbeam login noinherit'
 where not exists (select from pg_roles where rolname = 'taskbeam') \gexec
