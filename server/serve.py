@@ -19,6 +19,7 @@ from server.protocols import LimitedHttp, LimitedWebSocket
 from server.settings import InvalidSettings, Settings
 
 GRACEFUL_SECONDS = 3
+KEEP_ALIVE_SECONDS = 20
 # A client that acknowledges nothing for this long is gone, or does not read: its buffers go with it.
 UNREAD_MS_MAX = 30_000
 
@@ -72,7 +73,7 @@ def run_app(
         date_header=True,
         proxy_headers=False,
         timeout_graceful_shutdown=graceful_seconds,
-        timeout_keep_alive=20,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         backlog=4096,
     )
     server = _Server(config, on_exit)
