@@ -15,9 +15,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from server.dispatch.callback import CALLBACK_BYTES_MAX
-from server.guard import FORWARDED_ADDRESSES
+from server.peer import FORWARDED_ADDRESSES
 from server.push.poll import WAIT_SECONDS_MAX
-from server.push.sse import HEARTBEAT_SECONDS
+from server.push.stream import HEARTBEAT_SECONDS
 from server.serve import KEEP_ALIVE_SECONDS
 from tests.deploy.proxies import FILES, NAME, ORIGIN, PASSWORD, USER, Proxy
 from tests.deployment import Deployment
