@@ -104,6 +104,10 @@ class UnsupportedMediaType(Problem):
     status, code, title = 415, "unsupported_media_type", "The body must be application/json"
 
 
+class HeadTooLarge(Problem):
+    status, code, title = 431, "head_too_large", "The head of the request is too large"
+
+
 class UnknownTask(Problem):
     """To a callback: no retry will help (QStash's non-retryable answer)."""
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import errors
 from server.db import UNAVAILABLE
 from server.errors import Problem, problem_response
+from server.methods import allowed
 from server.metrics import Metrics
 from server.peer import FORWARDED_ADDRESSES, is_local_address, is_local_host
 from server.request_id import HEADER, request_id_of
@@ -129,7 +130,7 @@ class _Exchange:
         await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:
-        problem = _problem(error)
+        problem = _problem(error, self._scope)
         if problem.status >= 500:
             log.error("request_failed", code=problem.code, exc_info=problem.code == "internal_error" and error)
         if self.status:
@@ -148,12 +149,12 @@ def _comes_from_here(headers: Headers) -> bool:
     return all(map(is_local_address, said))
 
 
-def _problem(error: Exception) -> Problem:
+def _problem(error: Exception, scope: Scope) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, HTTPException):
         if error.status_code == 405:
-            return errors.MethodNotAllowed(headers=dict(error.headers or {}))
+            return errors.MethodNotAllowed(headers={"Allow": allowed(scope["app"].routes, scope)})
         if error.status_code == 404:
             return errors.NotFound()
         return errors.BadRequest(error.detail)

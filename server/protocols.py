@@ -12,16 +12,18 @@ import asyncio
 from collections.abc import Callable, MutableSet
 from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from server.errors import HeadTooLarge, problem_body
 
 HEAD_BYTES_MAX = 32_768
 # From the connection, or the first byte of a later request, to the last byte of its body.
 REQUEST_SECONDS_MAX = 30.0
 LINGER_SECONDS = 1.0
-_PROBLEM = (
-    b'{"type":"about:blank","title":"The head of the request is too large","status":431,'
-    b'"detail":"A request line and its headers may have 32768 bytes","code":"head_too_large"}'
+_PROBLEM = msgspec.json.encode(
+    problem_body(HeadTooLarge(f"A request line and its headers may have {HEAD_BYTES_MAX} bytes"))
 )
 TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"

@@ -1,6 +1,6 @@
 """The QStash API of our own dispatcher, as far as a task needs it: publish, look up, cancel, keys.
 
-Every answer is JSON, errors are `{"error": text}`.
+Every answer is JSON, errors are `{"error": text}`. openapi/dispatcher.py describes it from the types here.
 """
 
 import base64
@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
 import asyncpg
@@ -25,6 +25,8 @@ from server.dispatch.message import BadMessage, read_draft
 from server.dispatch.messages import Messages
 from server.dispatch.metrics import DispatcherMetrics
 from server.errors import Problem
+from server.health import Liveness
+from server.methods import allowed
 from server.metrics import CONTENT_TYPE
 from server.peer import is_of_this_machine
 from server.request_id import HEADER, request_id_of
@@ -46,6 +48,66 @@ class Cancel(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     message_ids: list[str] | None = None
 
 
+class Published(msgspec.Struct, rename="camel", omit_defaults=True):
+    """A message was stored; `deduplicated`: an earlier one with its deduplication id stands for it."""
+
+    message_id: str
+    url: str
+    deduplicated: bool = False
+
+
+class Cancelled(msgspec.Struct):
+    """How many messages will not be delivered any more."""
+
+    cancelled: int
+
+
+class Keys(msgspec.Struct):
+    """The keys that deliveries are signed with, now and after the next rotation."""
+
+    current: str
+    next: str
+
+
+class Shown(msgspec.Struct, rename="camel", omit_defaults=True):
+    """A message as it was published; what is not set is left out. Times are Unix milliseconds.
+
+    Headers are `{"Name": ["value", …]}`. A body that is not UTF-8 stands in base64; what was to be redacted is shown
+    as its SHA-256.
+    """
+
+    message_id: str
+    url: str
+    method: str
+    max_retries: int
+    not_before: int
+    created_at: int
+    header: dict[str, list[str]] = {}
+    callback: str | None = None
+    failure_callback: str | None = None
+    callback_header: dict[str, list[str]] | None = None
+    failure_callback_header: dict[str, list[str]] | None = None
+    caller_ip: str = msgspec.field(name="callerIP", default="")
+    retry_delay_expression: str | None = None
+    label: str | None = None
+    labels: list[str] = []
+    body: str = ""
+    body_base64: str = ""
+
+
+class Refusal(msgspec.Struct):
+    """Why the API does not do what was asked."""
+
+    error: str
+
+
+class Readiness(msgspec.Struct):
+    """Whether it can do its work, and if not, which part is away."""
+
+    status: Literal["ready", "unavailable"]
+    postgres: Literal["up", "down"]
+
+
 class ApiError(Exception):
     """What the API answers as `{"error": text}`."""
 
@@ -62,9 +124,12 @@ def answer(value: Any, status: int = 200) -> Response:
 async def on_error(request: Request, error: Exception) -> Response:
     """What no route answers, or cannot."""
     if isinstance(error, HTTPException):
-        return answer({"error": error.detail.lower()}, error.status_code)
+        response = answer(Refusal(error.detail.lower()), error.status_code)
+        if error.status_code == 405:
+            response.headers["Allow"] = allowed(request.app.routes, request.scope)
+        return response
     log.error("request_failed", path=request.url.path[:200], exc_info=error)
-    return answer({"error": "internal error"}, 500)
+    return answer(Refusal("internal error"), 500)
 
 
 class Api:
@@ -104,10 +169,10 @@ class Api:
                 response: Response = await endpoint(request)
             except (ApiError, BadMessage, Problem) as error:
                 status = 400 if isinstance(error, BadMessage) else error.status
-                response = answer({"error": str(error)}, status)
+                response = answer(Refusal(str(error)), status)
             except DATABASE_ERRORS as error:
                 log.warning("request_not_taken", reason=type(error).__name__)
-                response = answer({"error": "the database cannot be reached"}, 500)
+                response = answer(Refusal("the database cannot be reached"), 500)
             response.headers[HEADER] = request_id
             return response
 
@@ -131,9 +196,7 @@ class Api:
         caller_ip = request.client.host if request.client else ""
         message_id, duplicate = await self._messages.publish(draft, caller_ip)
         self._published()
-        if duplicate:
-            return answer({"messageId": message_id, "url": destination, "deduplicated": True}, 202)
-        return answer({"messageId": message_id, "url": destination})
+        return answer(Published(message_id, destination, duplicate), 202 if duplicate else 200)
 
     async def message(self, request: Request) -> Response:
         row = await self._messages.find(_id(request))
@@ -144,7 +207,7 @@ class Api:
     async def cancel(self, request: Request) -> Response:
         if not await self._messages.cancel(_id(request)):
             raise ApiError(404, "message not found")
-        return answer({"cancelled": 1})
+        return answer(Cancelled(1))
 
     async def cancel_many(self, request: Request) -> Response:
         """By ids, in the body or repeated in the query; all without any. An empty list means none."""
@@ -159,25 +222,25 @@ class Api:
             if len(ids) > CANCELLED_AT_ONCE_MAX:
                 raise ApiError(400, f"messageIds are {CANCELLED_AT_ONCE_MAX} at most")
             ids = list(filter(MESSAGE_ID.fullmatch, ids))
-        return answer({"cancelled": await self._messages.cancel_many(ids)})
+        return answer(Cancelled(await self._messages.cancel_many(ids)))
 
     async def keys(self, _: Request) -> Response:
-        return answer({"current": self._keys[0], "next": self._keys[-1]})
+        return answer(Keys(self._keys[0], self._keys[-1]))
 
     async def alive(self, _: Request) -> Response:
-        return answer({"status": "ok"})
+        return answer(Liveness("ok"))
 
     async def ready(self, _: Request) -> Response:
         try:
             await self._pool.fetchval("select 1", timeout=2)
         except DATABASE_ERRORS:
-            return answer({"status": "unavailable", "postgres": "down"}, 503)
-        return answer({"status": "ready", "postgres": "up"})
+            return answer(Readiness("unavailable", "down"), 503)
+        return answer(Readiness("ready", "up"))
 
     async def figures(self, request: Request) -> Response:
         """For a scraper on this machine, and one that brings the token: in its header, since URLs end up in logs."""
         if not is_of_this_machine(request) and not self._is_token(_bearer(request) or ""):
-            return answer({"error": "unauthorized"}, 401)
+            return answer(Refusal("unauthorized"), 401)
         return Response(await self._metrics.exposition(), media_type=CONTENT_TYPE)
 
 
@@ -214,29 +277,27 @@ def _destination(request: Request) -> tuple[str, list[tuple[str, str]]]:
     return destination + (f"?{query}" if query else ""), options
 
 
-def _shown(row: asyncpg.Record) -> dict[str, Any]:
-    """A message as the API shows it: what is not set is left out."""
+def _shown(row: asyncpg.Record) -> Shown:
     redact = {field.lower() for field in row["redact"]}
     body = bytes(row["body"])
-    shown: dict[str, Any] = {
-        "messageId": row["id"],
-        "url": row["url"],
-        "method": row["method"],
-        "maxRetries": row["max_retries"],
-        "notBefore": row["not_before_ms"],
-        "createdAt": row["created_at_ms"],
-        "header": _shown_header(msgspec.json.decode(row["header"]), redact),
-        "callback": row["callback"],
-        "failureCallback": row["failure_callback"],
-        "callbackHeader": msgspec.json.decode(row["callback_options"]).get("header"),
-        "failureCallbackHeader": msgspec.json.decode(row["failure_callback_options"]).get("header"),
-        "callerIP": row["caller_ip"],
-        "retryDelayExpression": row["retry_delay"],
-        "label": next(iter(row["labels"]), None),
-        "labels": row["labels"],
+    return Shown(
+        message_id=row["id"],
+        url=row["url"],
+        method=row["method"],
+        max_retries=row["max_retries"],
+        not_before=row["not_before_ms"],
+        created_at=row["created_at_ms"],
+        header=_shown_header(msgspec.json.decode(row["header"]), redact),
+        callback=row["callback"],
+        failure_callback=row["failure_callback"],
+        callback_header=msgspec.json.decode(row["callback_options"]).get("header"),
+        failure_callback_header=msgspec.json.decode(row["failure_callback_options"]).get("header"),
+        caller_ip=row["caller_ip"],
+        retry_delay_expression=row["retry_delay"],
+        label=next(iter(row["labels"]), None),
+        labels=row["labels"],
         **_shown_body(body, "body" in redact),
-    }
-    return {name: value for name, value in shown.items() if value or value == 0}
+    )
 
 
 def _shown_header(header: dict[str, list[str]], redact: set[str]) -> dict[str, list[str]]:
@@ -254,7 +315,7 @@ def _shown_body(body: bytes, redacted: bool) -> dict[str, str]:
     try:
         return {"body": body.decode()}
     except UnicodeDecodeError:
-        return {"bodyBase64": base64.b64encode(body).decode()}
+        return {"body_base64": base64.b64encode(body).decode()}
 
 
 def _redacted(value: bytes) -> str:

@@ -10,7 +10,7 @@ import base64
 import binascii
 import re
 import time
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -58,6 +58,13 @@ class Delivery(msgspec.Struct, rename="camel"):
         return self.dlq_id is not None or (self.max_retries is not None and self.retried >= self.max_retries)
 
 
+class Taken(msgspec.Struct):
+    """What became of a callback or webhook: applied, or what it tells of was so already, or is of the past."""
+
+    ok: Literal[True]
+    outcome: Outcome
+
+
 class Callback:
     """The endpoint. `base_url` is where QStash was told to call: the signature binds the URL, not the Host header."""
 
@@ -103,7 +110,7 @@ class Callback:
             raise self._unavailable(request, type(error).__name__) from error
         self._metrics.callbacks[outcome].inc()
         log.info("callback", outcome=outcome, status=delivery.status, retried=delivery.retried)
-        return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
+        return Response(msgspec.json.encode(Taken(True, outcome)), media_type="application/json")
 
     def _refused(self, request: Request, reason: str) -> errors.BadSignature:
         self._metrics.callbacks["refused"].inc()

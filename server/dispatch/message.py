@@ -50,6 +50,25 @@ class Draft(msgspec.Struct, kw_only=True):
     labels: list[str] = []
 
 
+class CallbackBody(msgspec.Struct, rename="camel", omit_defaults=True):
+    """What a callback tells of a delivery. Times are Unix milliseconds; bodies are in base64."""
+
+    status: int
+    header: dict[str, list[str]]
+    body: str
+    retried: int
+    max_retries: int
+    source_message_id: str
+    url: str
+    method: str
+    source_header: dict[str, list[str]]
+    source_body: str
+    not_before: int
+    created_at: int
+    caller_ip: str = msgspec.field(name="callerIP")
+    dlq_id: str | None = None
+
+
 def read_draft(url: str, headers: Iterable[tuple[str, str]], body: bytes) -> Draft:
     """The draft for `url` from a publish request's headers (any case; query options look the same).
 

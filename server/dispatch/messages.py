@@ -17,7 +17,7 @@ import msgspec
 from server.db import Connection, Pool
 from server.dispatch import subject
 from server.dispatch.delivery import Answer, Parcel
-from server.dispatch.message import OUR_ID, Draft
+from server.dispatch.message import OUR_ID, CallbackBody, Draft
 
 LEASE_SECONDS = 5.0
 RENEWAL_SECONDS_MAX = 1.5
@@ -364,21 +364,20 @@ async def _call_back(connection: Connection, message: Claimed, answer: Answer, d
 
 
 def _callback_body(message: Claimed, answer: Answer, dlq_id: str | None) -> bytes:
-    body: dict[str, Any] = {
-        "status": answer.status,
-        "header": answer.header,
-        "body": base64.b64encode(answer.body).decode(),
-        "retried": message.deliveries - 1,
-        "maxRetries": message.max_retries,
-        "sourceMessageId": message.id,
-        "url": message.url,
-        "method": message.method,
-        "sourceHeader": message.header,
-        "sourceBody": base64.b64encode(message.body).decode(),
-        "notBefore": message.not_before_ms,
-        "createdAt": message.created_at_ms,
-        "callerIP": message.caller_ip,
-    }
-    if dlq_id is not None:
-        body["dlqId"] = dlq_id
-    return msgspec.json.encode(body)
+    report = CallbackBody(
+        status=answer.status,
+        header=answer.header,
+        body=base64.b64encode(answer.body).decode(),
+        retried=message.deliveries - 1,
+        max_retries=message.max_retries,
+        source_message_id=message.id,
+        url=message.url,
+        method=message.method,
+        source_header=message.header,
+        source_body=base64.b64encode(message.body).decode(),
+        not_before=message.not_before_ms,
+        created_at=message.created_at_ms,
+        caller_ip=message.caller_ip,
+        dlq_id=dlq_id,
+    )
+    return msgspec.json.encode(report)

@@ -50,8 +50,16 @@ class ProgressReport(msgspec.Struct):
     error: Annotated[str, msgspec.Meta(min_length=1, max_length=2_000)] | None = None
 
 
+class Noted(msgspec.Struct):
+    """What became of a report; `cancel`: the run need not go on."""
+
+    ok: Literal[True]
+    outcome: Outcome
+    cancel: bool
+
+
 class Progress:
-    """The endpoint. Answers `{"ok", "outcome", "cancel"}`; `cancel`: the run need not go on."""
+    """The endpoint."""
 
     def __init__(self, store: TaskStore, finish: Finish, secret: bytes, metrics: Metrics) -> None:
         self._store = store
@@ -79,9 +87,7 @@ class Progress:
         self._metrics.reports[outcome].inc()
         say = log.debug if report.status is None else log.info  # how far it is, is told too often
         say("report", outcome=outcome, status=report.status)
-        return Response(
-            msgspec.json.encode({"ok": True, "outcome": outcome, "cancel": cancel}), media_type="application/json"
-        )
+        return Response(msgspec.json.encode(Noted(True, outcome, cancel)), media_type="application/json")
 
     async def _take(self, task_id: str, attempt: int, report: ProgressReport) -> Outcome:
         if report.status == "completed":

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from server import errors
 from server.body import read_body
 from server.db import DATABASE_ERRORS
-from server.dispatch.callback import subject_of
+from server.dispatch.callback import Taken, subject_of
 from server.dispatch.fal_keys import FalKeys, KeysUnavailable
 from server.dispatch.finish import Finish
 from server.dispatch.job import webhook_purpose
@@ -80,7 +80,7 @@ class Webhook:
         outcome = await self._committed(provider, task_id, attempt, _hidden(generator, news), webhook_id)
         self._metrics.webhooks[provider, outcome].inc()
         log.info("webhook", provider=provider, outcome=outcome)
-        return Response(msgspec.json.encode({"ok": True, "outcome": outcome}), media_type="application/json")
+        return Response(msgspec.json.encode(Taken(True, outcome)), media_type="application/json")
 
     def _check_token(self, request: Request, generator: Generator, subject: tuple[str, int]) -> None:
         try:

@@ -36,6 +36,31 @@ class Sync(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     recovered: bool
 
 
+class Subscribed(msgspec.Struct, frozen=True, tag="subscribed", rename="camel"):
+    """What is followed from now on, and how it was joined; `taskIds` is empty for all tasks."""
+
+    task_ids: list[str]
+    sync: Sync
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused", rename="camel"):
+    """What was asked for and is not given; `problem` says why. The connection stays."""
+
+    task_ids: list[str]
+    problem: dict[str, Any]
+
+
+class Pong(msgspec.Struct, frozen=True, tag="pong"):
+    """The answer to a ping."""
+
+
+class Bye(msgspec.Struct, frozen=True, tag="bye", rename="camel"):
+    """The server is going, and closes with 1012; to be asked again in `retryMs` milliseconds."""
+
+    reason: str
+    retry_ms: int
+
+
 def parse_version(text: str) -> int:
     """The cursor of one task: its version, 0 for none. Raises BadCursor."""
     if not re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) or int(text) > VERSION_MAX:
@@ -100,5 +125,5 @@ def ws_change(change: TaskChange, cursor: str) -> bytes:
     return b'{"type":"%s","task":%s,"cursor":"%s"}' % (kind(change).encode(), change.body, cursor.encode())
 
 
-def ws_message(kind: str, **members: Any) -> bytes:
-    return msgspec.json.encode({"type": kind, **members})
+def ws_message(message: Subscribed | Refused | Pong | Bye) -> bytes:
+    return msgspec.json.encode(message)

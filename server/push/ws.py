@@ -49,12 +49,14 @@ class Subscribe(msgspec.Struct, tag="subscribe", rename="camel"):
 
 
 class Unsubscribe(msgspec.Struct, tag="unsubscribe", rename="camel"):
+    """Follow these no longer, or (`all`) no longer all; nothing is answered."""
+
     task_ids: TaskIds = []
     all: bool = False
 
 
 class Ping(msgspec.Struct, tag="ping"):
-    pass
+    """Is answered with a pong."""
 
 
 Message: TypeAlias = Subscribe | Unsubscribe | Ping
@@ -143,12 +145,12 @@ class _Connection:
                 await self._obey(message)
 
     async def _refuse(self, task_ids: list[str], problem: Problem) -> None:
-        await self._send(wire.ws_message("refused", taskIds=task_ids, problem=problem_body(problem)))
+        await self._send(wire.ws_message(wire.Refused(task_ids, problem_body(problem))))
 
     async def _obey(self, message: Message) -> None:
         match message:
             case Ping():
-                await self._send(wire.ws_message("pong"))
+                await self._send(wire.ws_message(wire.Pong()))
             case Unsubscribe(task_ids=task_ids, all=everything):
                 for key in [ALL] if everything else task_ids:
                     self._drop(key)
@@ -214,7 +216,7 @@ class _Connection:
         """Say how it joined and what is so; only then may the writer take over."""
         self._metrics.websocket.joined[follower.sync.mode].inc()
         try:
-            await self._send(wire.ws_message("subscribed", taskIds=task_ids, sync=follower.sync))
+            await self._send(wire.ws_message(wire.Subscribed(task_ids, follower.sync)))
             first, follower.first = follower.first, []  # not to be kept for as long as it is followed
             for number, change in enumerate(first, 1):
                 # A cursor must not pass what was not delivered: of a snapshot of many only the last one bears it.
@@ -241,7 +243,7 @@ class _Connection:
             await self._wake.wait()
         spread_ms = max(1_000, len(self._following.hub))
         again_ms = 500 + random.randint(0, spread_ms)  # noqa: S311  (spreads reconnects)
-        await self._send(wire.ws_message("bye", reason="restarting", retryMs=again_ms))
+        await self._send(wire.ws_message(wire.Bye("restarting", again_ms)))
         await self._close(1012, "restarting")
 
     async def _forward(self, key: str, follower: Follower) -> None:

@@ -110,7 +110,7 @@ def test_websocket_frames_are_json() -> None:
         "task": msgspec.json.decode(made.body),
         "cursor": "s9",
     }
-    assert msgspec.json.decode(wire.ws_message("refused", taskIds=['"\n'], problem={})) == {
+    assert msgspec.json.decode(wire.ws_message(wire.Refused(['"\n'], {}))) == {
         "type": "refused",
         "taskIds": ['"\n'],
         "problem": {},
