@@ -18,7 +18,6 @@ from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from server import openapi
 from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_pool
 from server.dispatch.callback import Callback
 from server.dispatch.destination import origin_of
@@ -27,7 +26,9 @@ from server.dispatch.outbox import Outbox
 from server.dispatch.progress import Progress
 from server.dispatch.webhook import Webhook
 from server.guard import Guard
+from server.health import Liveness, Postgres, Readiness, Redis, State
 from server.metrics import CONTENT_TYPE, Metrics
+from server.openapi import web as openapi
 from server.push.bus import Bus, NoticeBus, RedisBus
 from server.push.follow import Following
 from server.push.hub import Hub
@@ -202,21 +203,21 @@ class Health:
         self._metrics = metrics
 
     async def alive(self, _: Request) -> Response:
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        return Response(msgspec.json.encode(Liveness("ok")), media_type="application/json")
 
     async def ready(self, _: Request) -> Response:
         try:
             await self._pool.fetchval("select 1", timeout=2)
-            postgres = "up"
+            postgres: Postgres = "up"
         except DATABASE_ERRORS:
             postgres = "down"
         # With Redis away everything still arrives, by the tick, and what QStash does not take is sent again: that is
         # no reason to be taken out of service.
-        redis = "none" if self._bus is None else "up" if self._bus.connected else "down"
+        redis: Redis = "none" if self._bus is None else "up" if self._bus.connected else "down"
         qstash = self._outbox.qstash
-        state = "unavailable" if postgres == "down" else "degraded" if "down" in (redis, qstash) else "ready"
+        state: State = "unavailable" if postgres == "down" else "degraded" if "down" in (redis, qstash) else "ready"
         return Response(
-            msgspec.json.encode({"status": state, "postgres": postgres, "redis": redis, "qstash": qstash}),
+            msgspec.json.encode(Readiness(state, postgres, redis, qstash)),
             status_code=503 if postgres == "down" else 200,
             media_type="application/json",
         )

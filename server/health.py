@@ -7,6 +7,7 @@ import msgspec
 State: TypeAlias = Literal["ready", "degraded", "unavailable"]
 Postgres: TypeAlias = Literal["up", "down"]
 Redis: TypeAlias = Literal["up", "down", "none"]
+QStash: TypeAlias = Literal["unknown", "up", "down"]
 
 
 class Liveness(msgspec.Struct):
@@ -16,8 +17,12 @@ class Liveness(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """`degraded`: without Redis everything still arrives, by the tick, a second later; `none`: no Redis is used."""
+    """`degraded`: everything still arrives, later: without Redis by the tick, and what QStash does not take is sent again.
+
+    `none`: no Redis is used. `unknown`: no message was sent to QStash yet.
+    """
 
     status: State
     postgres: Postgres
     redis: Redis
+    qstash: QStash

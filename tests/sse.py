@@ -25,7 +25,7 @@ class Event:
         return self.event in ("status", "progress")
 
 
-async def _lines(text: AsyncIterator[str]) -> AsyncIterator[str]:
+async def lines(text: AsyncIterator[str]) -> AsyncIterator[str]:
     """Lines as the standard of event streams has them: U+2028 and its like do not end one."""
     rest = ""
     async for piece in text:
@@ -70,7 +70,7 @@ async def stream(
     ):
         assert response.status_code == 200, (response.status_code, await response.aread())
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-        yield parse(_lines(response.aiter_text()))
+        yield parse(lines(response.aiter_text()))
 
 
 async def changes(client: httpx.AsyncClient, query: str, headers: Mapping[str, str] | None = None) -> list[Event]:

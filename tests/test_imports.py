@@ -19,7 +19,6 @@ ROOT = Path(__file__).parent.parent
 TOP = {
     "server.app",
     "server.cli",
-    "server.openapi",
     "server.serve",
     "server.starting",
     "server.up",
@@ -33,10 +32,12 @@ ROOMS: dict[str, set[str]] = {
     "images": set(),
     "generator": set(),
     "embedded": set(),
+    "openapi": {"tasks", "push", "dispatch"},  # describes what they read and encode
     "bench": {"tasks", "push", "dispatch", "generator", "embedded"},  # measures the whole: it stands above all
 }
 # (who, whom): what the tables do not say. process.py is where a room's own process is put together.
 BESIDES = {
+    ("server.dispatch.process", "server.openapi.dispatcher"),
     ("server.dispatch.process", "server.serve"),
     ("server.dispatch.process", "server.starting"),
     ("server.generator.process", "server.serve"),
@@ -59,6 +60,9 @@ PURE = {
     "server.errors",
     "server.generator.draw",
     "server.generators",
+    "server.health",
+    "server.openapi.document",
+    "server.openapi.operation",
     "server.push.hub",
     "server.push.wire",
     "server.settings",

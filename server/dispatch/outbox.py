@@ -9,7 +9,6 @@ import asyncio
 import functools
 import re
 from collections.abc import Sequence
-from typing import Literal
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -26,6 +25,7 @@ from server.dispatch.callback import CALLBACK_PATH
 from server.dispatch.job import Addresses, Job, compose, run_query
 from server.dispatch.message import OUR_ID
 from server.generators import Generator
+from server.health import QStash
 from server.metrics import Metrics
 from server.settings import Settings
 from server.tasks.state import Fail
@@ -69,7 +69,7 @@ class Outbox:
         self._poked = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
         self._withdrawing: set[asyncio.Task[None]] = set()
-        self.qstash: Literal["unknown", "up", "down"] = "unknown"  # whether it took the last message
+        self.qstash: QStash = "unknown"  # whether it took the last message
 
     def poke(self) -> None:
         self._poked.set()

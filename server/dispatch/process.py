@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from server import log as logging
 from server.db import close_pool, listen, open_pool, wait_until_ready
@@ -16,6 +17,7 @@ from server.dispatch.delivery import Sender
 from server.dispatch.engine import Engine, OnClaim
 from server.dispatch.messages import Claimed, Messages
 from server.dispatch.metrics import DispatcherMetrics
+from server.openapi.dispatcher import answer as description
 from server.serve import run_app
 from server.settings import InvalidSettings, Settings
 from server.starting import Starter, task_starter
@@ -80,7 +82,8 @@ class Dispatcher:
             parallelism = settings.dispatcher_parallelism
             self._engine = engine = Engine(messages, sender, parallelism, metrics, _noting(starter))
             app.router.redirect_slashes = False
-            app.router.routes.extend(Api(settings, pool, messages, engine.poke, metrics).routes)
+            api = Api(settings, pool, messages, engine.poke, metrics)
+            app.router.routes.extend([*api.routes, Route("/openapi.json", description, methods=["GET"])])
             loops = [
                 asyncio.create_task(run)
                 for run in (

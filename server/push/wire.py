@@ -50,6 +50,12 @@ class Refused(msgspec.Struct, frozen=True, tag="refused", rename="camel"):
     problem: dict[str, Any]
 
 
+class Gone(msgspec.Struct, frozen=True, tag="deleted", rename="camel"):
+    """Tasks that are no more; told to those who follow all."""
+
+    task_ids: list[str]
+
+
 class Pong(msgspec.Struct, frozen=True, tag="pong"):
     """The answer to a ping."""
 
@@ -125,5 +131,5 @@ def ws_change(change: TaskChange, cursor: str) -> bytes:
     return b'{"type":"%s","task":%s,"cursor":"%s"}' % (kind(change).encode(), change.body, cursor.encode())
 
 
-def ws_message(message: Subscribed | Refused | Pong | Bye) -> bytes:
+def ws_message(message: Subscribed | Refused | Gone | Pong | Bye) -> bytes:
     return msgspec.json.encode(message)

@@ -256,7 +256,7 @@ class _Connection:
                 return
         deleted = follower.deleted()
         if deleted and key == ALL:
-            await self._send(wire.ws_message("deleted", taskIds=deleted))
+            await self._send(wire.ws_message(wire.Gone(deleted)))
         elif deleted:
             self._drop(key)
             await self._refuse(deleted, TaskNotFound())

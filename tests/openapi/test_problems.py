@@ -1,0 +1,237 @@
+"""Provokes every problem that the descriptions declare, on every route, and holds each answer to its schema."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import asyncpg
+import pytest
+
+from server.embedded.postgres import EmbeddedPostgres
+from tests.deployment import TOKEN
+from tests.dispatch.runs import sign
+from tests.openapi.conftest import Connection, Here, webhook_signature
+from tests.openapi.description import DISPATCHER, WEB, Operation
+
+Request: TypeAlias = dict[str, Any]  # target and what httpx takes besides
+Provoke: TypeAlias = Callable[[Here, str], Request]  # of a task that there is
+
+NOBODY = "nobody"
+JSON = {"Content-Type": "application/json"}
+LARGE = 32 * 1024 * 1024 + 1
+# A defect of ours, and an owner that only a foreign auth schema can be without.
+NOT_PROVOKED = {"internal_error", "unauthorized"}
+
+
+def callback(here: Here, query: str, body: bytes = b"{}") -> Request:
+    target = f"/api/generate/callback?{query}"
+    signature = sign(here.deployment.web.url + target, body)
+    return {"target": target, "content": body, "headers": {"Upstash-Signature": signature}}
+
+
+def report(here: Here, task_id: str, body: bytes) -> Request:
+    return {"target": "/api/generate/progress", "content": body, "headers": here.report_headers(task_id)}
+
+
+def webhook(here: Here, task_id: str, body: bytes, replace: tuple[str, str] = ("", "")) -> Request:
+    target = here.webhook(task_id).replace(*replace)
+    return {"target": target, "content": body, "headers": webhook_signature(body)}
+
+
+def create(body: bytes, media: str = "application/json") -> Provoke:
+    return lambda *_: {"target": "/api/generate", "content": body, "headers": {"Content-Type": media}}
+
+
+def get(target: str) -> Provoke:
+    return lambda _, task_id: {"target": target.replace("TASK", task_id)}
+
+
+PICTURE = b'{"type":"image.completed","data":{"url":"https://cdn.example.com/a.png"}}'
+SPECIAL: dict[tuple[str, str], Provoke] = {
+    ("createTask", "invalid_body"): create(b'{"prompt":'),
+    ("createTask", "invalid_prompt"): create(b'{"prompt":" "}'),
+    ("createTask", "unknown_generator"): create(b'{"prompt":"a","generator":"nobody"}'),
+    ("createTask", "too_large"): create(b'{"prompt":"%s"}' % (b"x" * 70_000)),
+    ("createTask", "unsupported_media_type"): create(b'{"prompt":"a"}', "text/plain"),
+    ("listTasks", "invalid_parameter"): get("/api/generate?limit=0"),
+    ("listTasks", "invalid_cursor"): get("/api/generate?cursor=x"),
+    ("deleteTask", "invalid_parameter"): get("/api/generate"),
+    ("deleteTask", "task_not_found"): get("/api/generate?taskId=nobody"),
+    ("getTask", "invalid_parameter"): get("/api/generate/status"),
+    ("getTask", "invalid_cursor"): get("/api/generate/status?taskId=TASK&after=x"),
+    ("getTask", "task_not_found"): get("/api/generate/status?taskId=nobody"),
+    ("followTasks", "invalid_parameter"): get("/api/generate/events?task=TASK"),
+    ("followTasks", "invalid_cursor"): get("/api/generate/events?taskId=TASK&after=x"),
+    ("followTasks", "task_not_found"): get("/api/generate/events?taskId=nobody"),
+    ("openSocket", "not_found"): get("/api/generate/ws"),
+    ("takeCallback", "bad_signature"): lambda here, t: {
+        **callback(here, f"task={t}&attempt=1"),
+        "headers": {"Upstash-Signature": sign("http://evil.test/", b"{}")},
+    },
+    ("takeCallback", "invalid_parameter"): lambda here, t: callback(here, f"task={t}"),
+    ("takeCallback", "invalid_body"): lambda here, t: callback(here, f"task={t}&attempt=1", b"[]"),
+    ("takeCallback", "too_large"): lambda here, t: callback(here, f"task={t}&attempt=1", bytes(LARGE)),
+    ("takeCallback", "unknown_task"): lambda here, _: callback(here, f"task={NOBODY}&attempt=1"),
+    ("reportProgress", "bad_token"): lambda *_: {"target": "/api/generate/progress", "content": b"{}"},
+    ("reportProgress", "invalid_body"): lambda here, t: report(here, t, b'{"progress":101}'),
+    ("reportProgress", "task_not_found"): lambda here, _: report(here, NOBODY, b'{"progress":1}'),
+    ("reportProgress", "too_large"): lambda here, t: report(here, t, b'{"x":"%s"}' % (b"x" * 70_000)),
+    ("takeWebhook", "invalid_parameter"): lambda here, t: webhook(here, t, PICTURE, ("&attempt=1", "")),
+    ("takeWebhook", "invalid_body"): lambda here, t: webhook(here, t, b"[]"),
+    ("takeWebhook", "bad_token"): lambda here, t: webhook(here, t, PICTURE, ("&token=", "&token=x")),
+    ("takeWebhook", "bad_signature"): lambda here, t: {**webhook(here, t, PICTURE), "content": PICTURE + b" "},
+    ("takeWebhook", "unknown_provider"): lambda here, t: webhook(here, t, PICTURE, ("/standard?", "/stripe?")),
+    ("takeWebhook", "webhook_not_configured"): lambda here, t: webhook(here, t, PICTURE, ("/standard?", "/fal?")),
+    ("takeWebhook", "task_not_found"): lambda here, _: webhook(here, NOBODY, PICTURE),
+    ("takeWebhook", "too_large"): lambda here, t: webhook(here, t, bytes(LARGE)),
+    ("getPicture", "not_found"): get("/results/nobody.png"),
+}
+# What is right, and cannot be done while the tables are locked.
+LOCKED: dict[str, Provoke] = {
+    "createTask": create(b'{"prompt":"a"}'),
+    "listTasks": get("/api/generate"),
+    "getTask": get("/api/generate/status?taskId=TASK"),
+    "deleteTask": get("/api/generate?taskId=TASK"),
+    "takeCallback": lambda here, t: callback(here, f"task={t}&attempt=1", b'{"status":500}'),
+    "reportProgress": lambda here, t: report(here, t, b'{"progress":1}'),
+    "takeWebhook": lambda here, t: webhook(here, t, PICTURE),
+}
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+HOOK = "/v2/publish/https://example.com/"
+DISPATCHERS: dict[tuple[str, int], Request] = {
+    ("publishMessage", 400): {"target": "/v2/publish/ftp://example.com/", "headers": BEARER},
+    ("publishMessage", 401): {"target": HOOK},
+    ("publishMessage", 404): {"target": f"{HOOK}%0Ax", "headers": BEARER},
+    ("publishMessage", 413): {"target": HOOK, "headers": BEARER, "content": bytes(1024 * 1024 + 1)},
+    ("publishMessage", 500): {"target": HOOK, "headers": BEARER},
+    ("getMessage", 401): {"target": "/v2/messages/x"},
+    ("getMessage", 404): {"target": "/v2/messages/x", "headers": BEARER},
+    ("getMessage", 500): {"target": "/v2/messages/x", "headers": BEARER},
+    ("cancelMessage", 401): {"target": "/v2/messages/x"},
+    ("cancelMessage", 404): {"target": "/v2/messages/x", "headers": BEARER},
+    ("cancelMessage", 500): {"target": "/v2/messages/x", "headers": BEARER},
+    ("cancelMessages", 400): {"target": "/v2/messages?queue=x", "headers": BEARER},
+    ("cancelMessages", 401): {"target": "/v2/messages"},
+    ("cancelMessages", 413): {"target": "/v2/messages", "headers": BEARER, "content": bytes(1024 * 1024 + 1)},
+    ("cancelMessages", 500): {"target": "/v2/messages?messageIds=x", "headers": BEARER},
+    ("getKeys", 401): {"target": "/v2/keys", "headers": {"Authorization": "Bearer x"}},
+}
+
+
+def everywhere(operation: Operation) -> dict[str, Request]:
+    target = operation.path.replace("{provider}", "standard").replace("{name}", "x")
+    return {
+        "foreign_host": {"target": target, "headers": {"Host": "evil.test"}},
+        "foreign_origin": {"target": target, "headers": {"Origin": "https://evil.test"}},
+        "head_too_large": {"target": target, "headers": {"X-Long": "x" * 400_000}},
+    }
+
+
+def test_all_that_is_declared_is_provoked() -> None:
+    for operation in WEB.operations:
+        declared = {code for _, code in operation.problems_declared()}
+        special = {code for name, code in SPECIAL if name == operation.id}
+        special |= {"task_in_use"} if operation.id == "deleteTask" else set()  # below
+        locked = {"unavailable"} if operation.id in LOCKED else set()
+        assert declared - NOT_PROVOKED == special | locked | set(everywhere(operation)) & declared, operation.id
+        assert "internal_error" in declared
+    declared_there = {
+        (operation.id, int(status))
+        for operation in DISPATCHER.operations
+        for status in operation.responses
+        if status >= "400" and operation.id != "getReadiness"
+    }
+    assert declared_there == set(DISPATCHERS)
+
+
+async def tasks(rows: Connection) -> int:
+    count: int = await rows.fetchval("select count(*) from public.image_generations")
+    return count
+
+
+async def test_what_any_route_refuses(here: Here) -> None:
+    before = await tasks(here.rows)
+    for operation in here.web.operations:
+        declared = {code: status for status, code in operation.problems_declared()}
+        for code, request in everywhere(operation).items():
+            if code in declared:
+                answer = await here.ask(operation, **request)
+                assert (answer.status_code, answer.json()["code"]) == (declared[code], code), (operation.id, code)
+                assert answer.status_code == 431 or answer.json()["requestId"] == answer.headers["x-request-id"]
+    assert await tasks(here.rows) == before
+
+
+@pytest.mark.parametrize(("name", "code"), SPECIAL, ids=[" ".join(key) for key in SPECIAL])
+async def test_what_a_route_refuses(here: Here, name: str, code: str) -> None:
+    operation = here.web.operation(name)
+    task_id = await here.create()
+    before = await tasks(here.rows)
+    answer = await here.ask(operation, **SPECIAL[name, code](here, task_id))
+    assert answer.json()["code"] == code
+    assert (answer.status_code, code) in operation.problems_declared()
+    assert await tasks(here.rows) == before, "what is refused leaves nothing"
+    version = await here.rows.fetchval("select version from public.image_generations where task_id = $1", task_id)
+    assert version == 1, "and changes nothing"
+
+
+@pytest.mark.parametrize(("name", "status"), [key for key in DISPATCHERS if key[1] != 500], ids=str)
+async def test_what_the_dispatcher_refuses(here: Here, name: str, status: int) -> None:
+    answer = await here.ask(here.dispatcher.operation(name), **DISPATCHERS[name, status])
+    assert answer.status_code == status
+
+
+async def test_a_task_that_other_rows_need_is_not_deleted(here: Here) -> None:
+    task_id = await here.create()
+    await here.rows.execute("create table orders (task_id text references public.image_generations (task_id))")
+    try:
+        await here.rows.execute("insert into orders values ($1)", task_id)
+        answer = await here.ask(here.web.operation("deleteTask"), f"/api/generate?taskId={task_id}")
+    finally:
+        await here.rows.execute("drop table orders")
+    assert (answer.status_code, answer.json()["code"]) == (409, "task_in_use")
+
+
+async def test_what_cannot_be_done_while_postgres_does_not_answer(here: Here) -> None:
+    task_id = await here.create()
+    before = await tasks(here.rows)
+    locked = [(here.web.operation(name), provoke(here, task_id)) for name, provoke in LOCKED.items()]
+    locked += [(here.dispatcher.operation(n), request) for (n, status), request in DISPATCHERS.items() if status == 500]
+    async with here.rows.transaction():
+        await here.rows.execute("lock table public.image_generations, dispatcher.messages in access exclusive mode")
+        answers = await asyncio.gather(*(here.ask(operation, **request) for operation, request in locked))
+    for (operation, _), answer in zip(locked, answers, strict=True):
+        if operation.description is here.web:
+            assert (answer.status_code, answer.json()["code"]) == (503, "unavailable"), operation.id
+            assert int(answer.headers["retry-after"]) > 0
+        else:
+            assert (answer.status_code, answer.json()) == (500, {"error": "the database cannot be reached"})
+    assert await tasks(here.rows) == before
+
+
+async def test_a_method_that_a_path_has_not_is_answered_with_those_it_has(here: Here) -> None:
+    by_path: dict[tuple[str, str], set[str]] = {}
+    for operation in [*here.web.operations, *here.dispatcher.operations]:
+        if operation.id != "openSocket":  # of a WebSocket there are no methods
+            path = operation.path.replace("{destination}", "x").replace("{id}", "x").replace("{provider}", "fal")
+            methods = by_path.setdefault((here.origin(operation), path.replace("{name}", "x")), set())
+            methods |= {operation.method.upper(), *(["HEAD"] if operation.method == "get" else [])}
+    for (origin, path), methods in by_path.items():
+        answer = await here.client.request("PATCH", origin + path, headers=BEARER)
+        assert answer.status_code == 405, path
+        assert set(answer.headers["allow"].split(", ")) == methods, path
+
+
+async def test_a_part_that_is_away_is_named(here: Here, postgres: EmbeddedPostgres) -> None:
+    name = here.deployment.database.name
+    admin = await asyncpg.connect(postgres.url("postgres"))
+    try:
+        await admin.execute(f"alter database {name} with allow_connections false")
+        await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
+        for description in (here.web, here.dispatcher):
+            answer = await here.ask(description.operation("getReadiness"), "/readyz")
+            assert (answer.status_code, answer.json()["postgres"]) == (503, "down")
+    finally:
+        await admin.execute(f"alter database {name} with allow_connections true")
+        await admin.close()
+    for server in (here.deployment.web, here.deployment.dispatcher):
+        await server.ready()
