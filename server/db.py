@@ -7,6 +7,7 @@ security decides what is visible and nothing leaks to the connection's next borr
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Literal, TypeAlias
@@ -170,7 +171,9 @@ def explain(error: BaseException, url: str) -> str:
         return f"Postgres at {where} says: {error}".partition("\n")[0]
     if isinstance(error, TimeoutError):
         return f"Postgres at {where} does not answer"
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    # Not what a library makes of it: it says "Connect call failed ('127.0.0.1', 5432)".
+    known = isinstance(error, OSError) and error.errno is not None and error.errno > 0
+    reason = os.strerror(error.errno) if known else str(error) or type(error).__name__  # type: ignore[attr-defined]
     return f"Postgres at {where} cannot be reached: {reason}".partition("\n")[0]
 
 

@@ -4,6 +4,7 @@ A Problem is raised where it is found and becomes an answer in one place, proble
 may come from a stack trace, a statement or a connection string.
 """
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import msgspec
@@ -119,6 +120,13 @@ class Unavailable(Problem):
 
     def __init__(self, detail: str = "", *, headers: dict[str, str] | None = None, **extra: Any) -> None:
         super().__init__(detail, headers={"Retry-After": "1"} | (headers or {}), **extra)
+
+
+def check_parameters(given: Iterable[str], *known: str) -> None:
+    """A slip is not taken for nothing asked. Raises InvalidParameter for a name that is not `known`."""
+    unknown = set(given).difference(known)
+    if unknown:
+        raise InvalidParameter(f"{min(unknown)[:40]!r} is not a parameter of this route; there are {', '.join(known)}")
 
 
 def problem_body(problem: Problem, request_id: str | None = None) -> dict[str, Any]:

@@ -80,19 +80,16 @@ def parse_url(value: str) -> str:
 
 def parse_headers(value: str) -> tuple[tuple[str, str], ...]:
     """Headers from a JSON object. Raises ValueError."""
-    try:
-        return _headers(msgspec.json.decode(value, type=dict[str, str]))
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise ValueError(f'must be a JSON object such as {{"Authorization": "Bearer …"}}: {error}') from None
+    given = _object(value, '{"Authorization": "Bearer …"}')
+    for name, header in given.items():
+        if not isinstance(header, str):
+            raise ValueError(f"has a value for {name[:80]!r} that is not text")
+    return _headers(given)
 
 
 def parse_generators(value: str) -> tuple[Generator, ...]:
     """All generators with a name, from a JSON object. Raises ValueError."""
-    try:
-        described = msgspec.json.decode(value, type=dict[str, _Described])
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise ValueError(f'must be a JSON object such as {{"fast": {{"url": "https://…"}}}}: {error}') from None
-    return tuple(_named(name, entry) for name, entry in described.items())
+    return tuple(_named(name, entry) for name, entry in _object(value, '{"fast": {"url": "https://…"}}').items())
 
 
 def contradictions(setting: str, generator: Generator, secrets: Mapping[str, bool]) -> list[str]:
@@ -107,9 +104,23 @@ def contradictions(setting: str, generator: Generator, secrets: Mapping[str, boo
     return found
 
 
-def _named(name: str, entry: _Described) -> Generator:
+def _object(value: str, such_as: str) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(value)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ValueError(f"must be a JSON object such as {such_as}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"must be a JSON object such as {such_as}")
+    return found
+
+
+def _named(name: str, described: Any) -> Generator:
     if not NAME.fullmatch(name):
         raise ValueError("has a name that is not 1 to 64 letters, digits, - and _")
+    try:
+        entry = msgspec.convert(described, _Described)
+    except msgspec.ValidationError as error:
+        raise ValueError(f'{name}: must be such as {{"url": "https://…"}}: {error}') from None
     try:
         return Generator(
             name=name,

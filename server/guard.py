@@ -83,7 +83,7 @@ class Guard:
         # The development server of an app on this machine may stand in front; no page can set this header for us.
         front = headers.get("x-forwarded-host", host).lower()
         if not is_local_host(host) or not is_local_host(front) or not _comes_from_here(headers):
-            raise errors.ForeignHost
+            raise errors.ForeignHost("Without sign-in this server answers on its own machine, to localhost only")
         origin = headers.get("origin")
         if origin is not None and origin.lower() not in (f"http://{host}", f"http://{front}"):
             raise errors.ForeignOrigin
@@ -154,7 +154,8 @@ def _problem(error: Exception, scope: Scope) -> Problem:
         return error
     if isinstance(error, HTTPException):
         if error.status_code == 405:
-            return errors.MethodNotAllowed(headers={"Allow": allowed(scope["app"].routes, scope)})
+            methods = allowed(scope["app"].routes, scope)
+            return errors.MethodNotAllowed(f"This path takes {methods}", headers={"Allow": methods})
         if error.status_code == 404:
             return errors.NotFound()
         return errors.BadRequest(error.detail)

@@ -229,7 +229,13 @@ class Settings:
             try:
                 values[field.name] = field.metadata["parse"](raw)
             except ValueError as error:
-                shown = "" if field.metadata["secret"] or "@" in raw else f" (it is {raw[:80]!r})"
+                # A key may stand in the query of a URL.
+                told, query, _ = raw.partition("?")
+                shown = (
+                    ""
+                    if field.metadata["secret"] or "@" in raw
+                    else f" (it is {told[:80] + query.replace('?', '?…')!r})"
+                )
                 problems.append(f"{name} {error}{shown}")
         settings = cls(**values)
         problems += _contradictions(settings)

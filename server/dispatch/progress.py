@@ -71,7 +71,7 @@ class Progress:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         try:
             if scheme.lower() != "bearer":
-                raise BadToken
+                raise errors.BadToken("The header Authorization has to be Bearer and the token of the run")
             task_id, attempt = read_token(self._secret, token.strip())
         except BadToken:
             raise errors.BadToken from None

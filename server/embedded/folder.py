@@ -34,6 +34,8 @@ class DataFolder:
                 self.remember(MARKER, {"format": FOLDER_FORMAT})
             self._check(marker)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise FolderRefused(f"{self.path} is not a folder: choose another with --data") from error
         except OSError as error:
             raise FolderRefused(f"the data folder {self.path} cannot be used: {error.strerror}") from error
         try:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.auth import caller_of
 from server.db import UNAVAILABLE
-from server.errors import InvalidCursor, InvalidParameter, TaskNotFound, Unavailable
+from server.errors import InvalidCursor, InvalidParameter, TaskNotFound, Unavailable, check_parameters
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower, Following
@@ -90,9 +90,7 @@ def _asleep() -> None:
 
 
 def _task_ids(query: QueryParams) -> list[str]:
-    unknown = set(query) - {"taskId", "after"}
-    if unknown:
-        raise InvalidParameter(f"{min(unknown)!r} is not a parameter of this route")
+    check_parameters(query, "taskId", "after")
     task_ids = list(dict.fromkeys(query.getlist("taskId")))
     if len(task_ids) > TASKS_A_STREAM_MAX:
         raise InvalidParameter(f"one stream follows {TASKS_A_STREAM_MAX} named tasks at most")

@@ -22,6 +22,7 @@ from server.errors import (
     TooLarge,
     Unauthorized,
     UnknownGenerator,
+    check_parameters,
 )
 from server.metrics import Metrics
 from server.tasks.pace import Pace
@@ -134,9 +135,7 @@ class TaskEndpoints:
         """The caller's tasks, newest first."""
         caller = caller_of(request)
         query = request.query_params
-        unknown = set(query) - {"limit", "cursor", "status"}
-        if unknown:
-            raise InvalidParameter(f"{min(unknown)!r} is not a parameter of this route")
+        check_parameters(query, "limit", "cursor", "status")
         limit = query.get("limit", str(PAGE_DEFAULT))
         if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= PAGE_MAX:
             raise InvalidParameter(f"limit is a number from 1 to {PAGE_MAX}")
@@ -158,9 +157,7 @@ class TaskEndpoints:
         """Take a task away with its log and its picture; a running one is cancelled first."""
         caller = caller_of(request)
         query = request.query_params
-        unknown = set(query) - {"taskId"}
-        if unknown:
-            raise InvalidParameter(f"{min(unknown)!r} is not a parameter of this route")
+        check_parameters(query, "taskId")
         if len(query.getlist("taskId")) != 1:
             raise InvalidParameter("name one task: DELETE /api/generate?taskId=…")
         task_id = query["taskId"]

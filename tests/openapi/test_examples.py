@@ -4,11 +4,8 @@ import base64
 import hashlib
 import hmac
 import json
-import shlex
 import time
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from server import results
 from server.dispatch.token import make_token
 from server.openapi import dispatcher, values
+from tests.curl import Line, read
 from tests.deployment import TOKEN
 from tests.dispatch.runs import sign
 from tests.openapi.conftest import WEBHOOK_SECRET, Here
@@ -37,40 +35,6 @@ BEFORE = {
     ("getTask", "news"): {"status": "completed", "result": values.PICTURE},
     ("followTasks", "ended"): {"status": "completed", "result": values.PICTURE},
 }
-
-
-@dataclass
-class Line:
-    """A line of curl, taken apart."""
-
-    target: str
-    method: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    data: str | None = None
-
-
-def read(source: str) -> Line:
-    words = iter(shlex.split(source.replace("\\\n", " ")))
-    assert next(words) == "curl"
-    line = Line("")
-    for word in words:
-        match word:
-            case "-N":
-                pass
-            case "-X":
-                line.method = next(words)
-            case "-H":
-                name, _, value = next(words).partition(": ")
-                line.headers[name] = value
-            case "-d":
-                line.data = next(words)
-            case _:
-                assert not line.target
-                address = urlsplit(word)
-                assert (address.scheme, address.netloc) in (("http", "localhost:8000"), ("http", "localhost:8080"))
-                line.target = address.path + (f"?{address.query}" if address.query else "")
-    line.method = line.method or ("GET" if line.data is None else "POST")
-    return line
 
 
 def stand_ins(here: Here, task_id: str, message_id: str) -> dict[str, str]:
