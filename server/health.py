@@ -17,7 +17,7 @@ class Liveness(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct):
-    """`degraded`: everything still arrives, later: without Redis by the tick, and what QStash does not take is sent again.
+    """`degraded`: everything still arrives, later: without Redis by the tick; what QStash does not take is sent again.
 
     `none`: no Redis is used. `unknown`: no message was sent to QStash yet.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.cli import main
-from server.openapi import document
+from server.openapi.web import document
 from server.settings import Settings
 from tests import test_operations
 

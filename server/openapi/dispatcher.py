@@ -76,8 +76,8 @@ OPERATIONS = (
             _option("Upstash-Not-Before", "When to deliver at the earliest, Unix seconds."),
             _option("Upstash-Deduplication-Id", "An earlier message with it stands for this one.", maxLength=256),
             _option("Upstash-Content-Based-Deduplication", "The same for equal messages.", enum=["true", "false"]),
-            _option("Upstash-Callback", "Where every delivery is reported.", format="uri"),
-            _option("Upstash-Failure-Callback", "Where the last one is, if it failed.", format="uri"),
+            _option("Upstash-Callback", "The URL to which every delivery is reported; empty: none."),
+            _option("Upstash-Failure-Callback", "The URL to which the last one is, if it failed; empty: none."),
             _option("Upstash-Redact-Fields", "What is not to be shown: `body`, `header`, `header[Name]`."),
             _option("Upstash-Label", "Labels, comma-separated."),
         ),
@@ -226,6 +226,16 @@ OPERATIONS = (
         examples=(
             Example(name="ready", about="All is well", status=200, answer={"status": "ready", "postgres": "up"}),
         ),
+    ),
+    Operation(
+        path="/metrics",
+        method="get",
+        id="getMetrics",
+        tag="Server",
+        summary="Figures for Prometheus; without the token for a scraper on the same machine only",
+        answers={200: Answer("The figures.", "text/plain"), 401: UNAUTHORIZED},
+        security="token",
+        examples=(Example(name="metrics", about="The figures", status=200, headers=AUTHORIZED),),
     ),
     get("/openapi.json", "getDescription", "Server", "This description", JSON, "An OpenAPI 3.1 document."),
 )

@@ -9,9 +9,9 @@ from typing import Any, TypeGuard
 
 import msgspec
 
-from server.version import VERSION
 from server.errors import Problem, problem_body
 from server.openapi.operation import JSON, Answer, Example, Operation, Parameter, curl
+from server.version import VERSION
 
 PROBLEM = "application/problem+json"
 SCHEMAS = "#/components/schemas/"

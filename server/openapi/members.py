@@ -81,6 +81,7 @@ MEMBERS: dict[str, dict[str, str]] = {
         "status": "`unavailable` comes with 503.",
         "postgres": "The database.",
         "redis": "`none` where notices in Postgres are used.",
+        "qstash": "Whether it took the last message.",
     },
     "Job": {"prompt": "As it was asked for; the task's params are beside it."},
     "Subscribe": {

@@ -39,7 +39,7 @@ SERVER = (
                 name="ready",
                 about="All is well",
                 status=200,
-                answer={"status": "ready", "postgres": "up", "redis": "up"},
+                answer={"status": "ready", "postgres": "up", "redis": "up", "qstash": "up"},
             ),
         ),
     ),

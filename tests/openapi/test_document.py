@@ -49,7 +49,7 @@ def test_each_route_is_described_and_nothing_else() -> None:
 
 
 def test_each_route_of_the_dispatcher_is_described_and_nothing_else() -> None:
-    routes = Api(Settings(qstash_current_signing_key="k"), Mock(), Mock(), Mock()).routes
+    routes = Api(Settings(qstash_current_signing_key="k"), Mock(), Mock(), Mock(), Mock()).routes
     described = {(operation.method, operation.path) for operation in DISPATCHER.operations}
     assert described == {*served(list(routes)), ("get", "/openapi.json")}
 

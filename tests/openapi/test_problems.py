@@ -114,6 +114,7 @@ DISPATCHERS: dict[tuple[str, int], Request] = {
     ("cancelMessages", 401): {"target": "/v2/messages"},
     ("cancelMessages", 413): {"target": "/v2/messages", "headers": BEARER, "content": bytes(1024 * 1024 + 1)},
     ("cancelMessages", 500): {"target": "/v2/messages?messageIds=x", "headers": BEARER},
+    ("getMetrics", 401): {"target": "/metrics", "headers": {"X-Forwarded-For": "203.0.113.7"}},
     ("getKeys", 401): {"target": "/v2/keys", "headers": {"Authorization": "Bearer x"}},
 }
 
