@@ -71,6 +71,7 @@ PURE = {
     "server.tasks.state",
     "server.template",
     "server.values",
+    "server.version",
 }
 NOT_IN_PURE = {"asyncio", "httpx", "random", "redis", "secrets", "select", "socket", "subprocess", "threading", "time"}
 CLOCKS = {"now", "today", "utcnow"}
