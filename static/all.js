@@ -9,25 +9,56 @@ const TASKS_MAX = 1_000;
 const LISTED = 50;
 const POLL_MS_IDLE = 3_000;
 const POLL_SECONDS = 10; // of one open task: others change meanwhile
+const GONE = Infinity; // the version that nothing which is still said of a deleted task can be above
 
 /**
- * Follow until `close()`; onUpdate gets each task's versions in rising order.
+ * Follow until `close()`; onUpdate gets each task's versions in rising order, onDeleted each task that is no more.
  *
- * @param {import('./client.js').Options} [options]
+ * @param {import('./types.js').AllOptions} [options]
  * @returns {import('./client.js').Handle}
  */
 export function followAll(options = {}) {
-  return new Following(new AllTasks(new Server(options)), options);
+  return begin(options);
 }
 
 /**
  * The same over a WebSocket and nothing else, for many changes a second.
  *
- * @param {import('./client.js').Options} [options]
+ * @param {import('./types.js').AllOptions} [options]
  * @returns {import('./client.js').Handle}
  */
 export function followAllBySocket(options = {}) {
-  return new Following(new AllTasks(new Server(options)), options, [WEBSOCKET]);
+  return begin(options, [WEBSOCKET]);
+}
+
+function begin(options, transports) {
+  const topic = new AllTasks(new Server(options), options.onDeleted);
+  let wasLive = false;
+  const onState = (state) => {
+    options.onState?.(state);
+    if (state.phase !== 'live') return;
+    if (wasLive) topic.compare();
+    wasLive = true;
+  };
+  const following = new Following(topic, { ...options, onState }, transports);
+  following.done.catch(() => topic.close());
+  return following;
+}
+
+/**
+ * Which of the tasks `known` before a list was asked for are no more: they belong where it was read, and are not there.
+ *
+ * @param {Iterable<{taskId: string, createdAt: string}>} known
+ * @param {{taskId: string, createdAt: string}[]} listed newest first, from the first on
+ * @param {boolean} whole whether there are no older ones
+ * @returns {string[]}
+ */
+export function vanished(known, listed, whole) {
+  const there = new Set(listed.map(({ taskId }) => taskId));
+  const oldestMs = whole ? -Infinity : Date.parse(listed.at(-1)?.createdAt ?? '');
+  return [...known]
+    .filter(({ taskId, createdAt }) => !there.has(taskId) && Date.parse(createdAt) > oldestMs)
+    .map(({ taskId }) => taskId);
 }
 
 /** All of the caller's tasks; the cursor is opaque, the versions drop what comes twice. */
@@ -35,9 +66,15 @@ class AllTasks {
   #seen = new Map(); // taskId → {taskId, version, createdAt, open}
   #cursor = '';
   #listed = false;
+  #onDeleted;
 
-  constructor(server) {
+  constructor(server, onDeleted) {
     this.server = server;
+    this.#onDeleted = onDeleted;
+  }
+
+  close() {
+    this.#onDeleted = undefined;
   }
 
   get busy() {
@@ -56,13 +93,36 @@ class AllTasks {
     if (cursor) this.#cursor = cursor;
     const { taskId, version, createdAt } = task;
     if (this.#seen.get(taskId)?.version >= version) return false;
-    this.#seen.set(taskId, { taskId, version, createdAt, open: !isTerminal(task) });
-    if (this.#seen.size > TASKS_MAX) this.#seen.delete(this.#seen.keys().next().value);
+    this.#see({ taskId, version, createdAt, open: !isTerminal(task) });
     return true;
+  }
+
+  /** A task is no more; its id is kept, so that nothing said of it before, and heard late, brings it back. */
+  forget(taskId) {
+    if (this.#seen.get(taskId)?.version === GONE) return;
+    this.#see({ taskId, version: GONE, createdAt: '', open: false });
+    this.#onDeleted?.(taskId);
+  }
+
+  #see(task) {
+    this.#seen.set(task.taskId, task);
+    if (this.#seen.size > TASKS_MAX) this.#seen.delete(this.#seen.keys().next().value);
   }
 
   ends() {
     return false;
+  }
+
+  /** Deletions are not replayed: what went while nothing was heard shows by its absence. */
+  compare() {
+    return this.#list().catch(() => {}); // it is done again with the next connection
+  }
+
+  async #list(abort) {
+    const known = [...this.#seen.values()];
+    const { tasks, cursor } = await this.server.request('', { limit: LISTED }, { abort });
+    vanished(known, tasks, !cursor).forEach((taskId) => this.forget(taskId));
+    return tasks;
   }
 
   #newestOpen() {
@@ -74,14 +134,14 @@ class AllTasks {
     const open = this.#newestOpen();
     this.#listed = !(wait && open && this.#listed);
     if (this.#listed) {
-      const { tasks } = await this.server.request(this.server.url('', { limit: LISTED }), {}, { abort });
+      const tasks = await this.#list(abort);
       return { tasks: tasks.reverse(), againMs: tasks.every(isTerminal) ? POLL_MS_IDLE : 0 };
     }
     try {
       return await new OneTask(open.taskId, open.version, this.server).ask(Math.min(wait, POLL_SECONDS), abort);
     } catch (error) {
       if (!error.gone) throw error;
-      this.#seen.delete(open.taskId);
+      this.forget(open.taskId);
       return { tasks: [], againMs: 0 };
     }
   }

@@ -1,6 +1,6 @@
 /**
  * Follow one task to its end: `done` resolves with the terminal snapshot. It is rejected with a Problem where there is
- * no such task, with an AbortError after `close()`. `after` is the last version seen.
+ * no such task, or no more, with an AbortError after `close()`. `after` is the last version seen.
  *
  * @param {string} taskId
  * @param {Options & {after?: number}} [options]
@@ -25,7 +25,7 @@ export function generate(prompt: string, params?: {
     version: number;
 }>;
 /**
- * A page of the caller's tasks, newest first; `cursor` of the answer asks for the next one.
+ * A page of the caller's tasks, newest first; its `cursor` asks for the next one.
  *
  * @param {{limit?: number, cursor?: string} & Access} [options]
  * @returns {Promise<{tasks: Snapshot[], cursor?: string}>}
@@ -36,6 +36,17 @@ export function list({ limit, cursor, ...access }?: {
 } & Access): Promise<{
     tasks: Snapshot[];
     cursor?: string;
+}>;
+/**
+ * Delete a task with its log and its picture; a running one is cancelled first.
+ *
+ * @param {string} taskId
+ * @param {Access} [access]
+ * @returns {Promise<{taskId: string, outcome: 'deleted'}>}
+ */
+export function remove(taskId: string, access?: Access): Promise<{
+    taskId: string;
+    outcome: "deleted";
 }>;
 /** No success (RFC 9457); `code` is stable, the message for people. */
 export class Problem extends Error {

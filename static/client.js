@@ -1,6 +1,5 @@
-// Follows tasks from a browser: EventSource, else WebSocket, else polling, each from the same cursor. One file, to be
-// copied as it is (for tokens with stream.js). A transport is given up only when plain HTTP gets through where it does
-// not: a server that is away is no reason.
+// Follows tasks from a browser: EventSource, else WebSocket, else polling, each from the same cursor. One file (for
+// tokens with stream.js). A transport is given up only when plain HTTP gets through where it does not.
 
 /**
  * @typedef {import('./types.js').Snapshot} Snapshot
@@ -35,13 +34,13 @@ export class Problem extends Error {
 
   /** No such task: the one answer that ends following. */
   get gone() {
-    return this.status === 404 || this.status === 410;
+    return this.status === 404;
   }
 }
 
 /**
  * Follow one task to its end: `done` resolves with the terminal snapshot. It is rejected with a Problem where there is
- * no such task, with an AbortError after `close()`. `after` is the last version seen.
+ * no such task, or no more, with an AbortError after `close()`. `after` is the last version seen.
  *
  * @param {string} taskId
  * @param {Options & {after?: number}} [options]
@@ -60,19 +59,28 @@ export function follow(taskId, { after = 0, ...options } = {}) {
  * @returns {Promise<{taskId: string, status: 'pending', version: number}>}
  */
 export async function generate(prompt, params = {}, access = {}) {
-  const server = new Server(access);
-  return server.request(server.url(), { method: 'POST', body: JSON.stringify({ prompt, params }) });
+  return new Server(access).request('', {}, { method: 'POST', body: { prompt, params } });
 }
 
 /**
- * A page of the caller's tasks, newest first; `cursor` of the answer asks for the next one.
+ * A page of the caller's tasks, newest first; its `cursor` asks for the next one.
  *
  * @param {{limit?: number, cursor?: string} & Access} [options]
  * @returns {Promise<{tasks: Snapshot[], cursor?: string}>}
  */
-export async function list({ limit = 20, cursor, ...access } = {}) {
-  const server = new Server(access);
-  return server.request(server.url('', { limit, cursor }));
+export async function list({ limit, cursor, ...access } = {}) {
+  return new Server(access).request('', { limit, cursor });
+}
+
+/**
+ * Delete a task with its log and its picture; a running one is cancelled first.
+ *
+ * @param {string} taskId
+ * @param {Access} [access]
+ * @returns {Promise<{taskId: string, outcome: 'deleted'}>}
+ */
+export async function remove(taskId, access = {}) {
+  return new Server(access).request('', { taskId }, { method: 'DELETE' });
 }
 
 class Server {
@@ -81,26 +89,28 @@ class Server {
     this.getToken = getToken;
   }
 
-  url(route = '', query = {}) {
+  url(route, query = {}) {
     const made = new URL(`api/generate${route}`, this.root);
-    for (const [name, value] of Object.entries(query)) if (value) made.searchParams.set(name, String(value));
+    for (const [name, value] of Object.entries(query)) if (value) made.searchParams.set(name, value);
     return made;
   }
 
-  async fetch(target, { signal, ...init }) {
+  async fetch(target, init) {
     const headers = init.body ? { 'Content-Type': 'application/json' } : {};
     const token = await this.getToken?.();
     if (token) headers.Authorization = `Bearer ${token}`;
-    return fetch(target, { ...init, headers, signal });
+    return fetch(target, { ...init, headers });
   }
 
-  async request(target, init = {}, { abort = new AbortController(), timeoutMs = REQUEST_MS_MAX } = {}) {
+  async request(route, query, { method, body, abort = new AbortController(), timeoutMs = REQUEST_MS_MAX } = {}) {
     const timer = setTimeout(() => abort.abort(), timeoutMs);
     try {
-      const response = await this.fetch(target, { ...init, signal: abort.signal });
+      const init = { method, body: JSON.stringify(body), signal: abort.signal };
+      const response = await this.fetch(this.url(route, query), init);
       if (response.ok) return await response.json();
-      const body = await response.json().catch(() => ({}));
-      throw new Problem({ ...body, status: response.status }, (Number(response.headers.get('Retry-After')) || 0) * 1000);
+      const problem = await response.json().catch(() => ({}));
+      const retryAfterMs = Number(response.headers.get('Retry-After')) * 1000 || 0;
+      throw new Problem({ ...problem, status: response.status }, retryAfterMs);
     } finally {
       clearTimeout(timer);
     }
@@ -111,8 +121,7 @@ class Server {
 export const isTerminal = (task) => task.status === 'completed' || task.status === 'failed';
 // a timer of 2^31 ms is none
 const bounded = (ms) => Math.min(WAIT_MS_MAX, ms) || BACKOFF_MS_MAX;
-const backoffMs = (failures) =>
-  Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** Math.min(failures, 10)) * (0.5 + Math.random() / 2);
+const backoffMs = (failures) => Math.min(BACKOFF_MS_MAX, BACKOFF_MS_MIN * 2 ** failures) * (0.5 + Math.random() / 2);
 
 class OneTask {
   busy = true;
@@ -143,8 +152,8 @@ class OneTask {
   }
 
   async ask(wait, abort) {
-    const target = this.server.url('/status', { taskId: this.taskId, after: this.version, wait });
-    const task = await this.server.request(target, {}, { abort, timeoutMs: REQUEST_MS_MAX + wait * 1000 });
+    const query = { taskId: this.taskId, after: this.version, wait };
+    const task = await this.server.request('/status', query, { abort, timeoutMs: REQUEST_MS_MAX + wait * 1000 });
     return { tasks: [task], againMs: task.pollAfterMs ?? 0 };
   }
 }
@@ -195,15 +204,18 @@ class Following {
 
   #listen(how) {
     document[how]('visibilitychange', this.#wake);
-    for (const event of ['pageshow', 'online']) window[how](event, this.#wake);
+    window[how]('pageshow', this.#wake);
+    window[how]('online', this.#wake);
   }
 
   #fail(problem) {
-    this.#end('failed', () => this.#settle.reject(problem), { code: problem.code, detail: problem.message });
+    this.#end('failed', () => this.#settle.reject(problem), problem);
   }
 
   #say(phase, problem) {
-    this.#hooks.onState?.({ via: this.#transports[this.#rung].via, phase, ...(problem && { problem }) });
+    const { via } = this.#transports[this.#rung];
+    const why = problem && { problem: { code: problem.code, detail: problem.message } };
+    this.#hooks.onState?.({ via, phase, ...why });
   }
 
   #drop() {
@@ -225,13 +237,12 @@ class Following {
   /** Once closed, nothing a transport says is listened to. */
   #start(rung) {
     let open = true;
-    let stop = () => {};
-    const link = {
-      close() {
-        open = false;
-        stop();
-      },
+    let stop;
+    const close = () => {
+      open = false;
+      stop?.();
     };
+    const link = { close };
     const heard = (act) => (...said) => {
       if (!open || this.#over) return;
       this.#heardAt = Date.now();
@@ -239,11 +250,11 @@ class Following {
     };
     const sink = {
       live: heard(() => this.#live(link, rung)),
-      task: heard((task, cursor) => this.#take(task, cursor)),
+      task: heard(this.#take),
       position: heard((advice) => this.#hooks.onPosition?.(advice)),
-      pause: heard((problem) => (link === this.#probe ? this.#down(link) : this.#pause(problem))),
+      deleted: heard((taskId) => this.#topic.forget?.(taskId)),
+      pause: heard((problem) => this.#pause(link, problem)),
       down: heard((waitMs) => this.#down(link, waitMs)),
-      gone: heard((problem) => this.#fail(problem)),
     };
     try {
       stop = this.#transports[rung].open(this.#topic, sink);
@@ -271,7 +282,7 @@ class Following {
     if (this.#rung && !this.#probe) this.#probe = this.#start(0);
   }
 
-  #take(task, cursor) {
+  #take = (task, cursor) => {
     if (this.#over) return false;
     try {
       const news = this.#topic.accept(task, cursor);
@@ -280,11 +291,15 @@ class Following {
     } finally {
       if (this.#topic.ends(task)) this.#end('ended', () => this.#settle.resolve(task));
     }
-  }
+  };
 
-  #pause(problem) {
-    this.#refused ||= problem !== undefined;
-    if (problem || !this.#refused) this.#say(problem ? 'refused' : 'reconnecting', problem);
+  #pause(link, problem) {
+    if (problem?.gone) this.#fail(problem);
+    else if (link === this.#probe) this.#down(link);
+    else if (problem || !this.#refused) {
+      this.#refused = Boolean(problem);
+      this.#say(problem ? 'refused' : 'reconnecting', problem);
+    }
   }
 
   async #down(link, waitMs = 0) {
@@ -297,10 +312,10 @@ class Following {
     this.#link = null;
     this.#failures++;
     this.#say('reconnecting');
-    const { reached, retryAfterMs } = await this.#catchUp();
+    const { reached, retryAfterMs = 0 } = await this.#catchUp();
     if (this.#over || this.#link) return;
     if (!reached) this.#failures = 0;
-    if (this.#failures >= FALL_BACK_FAILURES && this.#rung < this.#transports.length - 1) {
+    if (this.#failures >= FALL_BACK_FAILURES && this.#transports[this.#rung + 1]) {
       this.#rung++;
       this.#failures = this.#rounds = 0;
       this.#open();
@@ -315,10 +330,10 @@ class Following {
     try {
       const { tasks } = await this.#topic.ask(0);
       for (const task of tasks) news = this.#take(task) || news;
-      return { reached: true, news, retryAfterMs: 0 };
+      return { news, reached: true };
     } catch (error) {
-      if (error instanceof Problem && error.gone) this.#fail(error);
-      return { reached: false, news, retryAfterMs: error.retryAfterMs ?? 0 };
+      if (error.gone) this.#fail(error);
+      return { news, retryAfterMs: error.retryAfterMs };
     }
   }
 
@@ -343,7 +358,8 @@ const meaning = (sink) => ({
   status: sink.task,
   progress: sink.task,
   position: sink.position,
-  refused: sink.pause,
+  deleted: ({ taskId }) => sink.deleted(taskId),
+  refused: (body) => sink.pause(new Problem(body)),
   bye: () => sink.pause(),
 });
 
@@ -359,7 +375,7 @@ function events(topic, sink) {
       act(JSON.parse(data), lastEventId);
     });
   }
-  source.onerror = () => (worked && source.readyState === EventSource.CONNECTING ? sink.pause() : sink.down());
+  source.onerror = () => (worked && source.readyState !== EventSource.CLOSED ? sink.pause() : sink.down());
   return () => {
     clearTimeout(patience);
     source.close();
@@ -368,22 +384,19 @@ function events(topic, sink) {
 
 /** EventSource sends no headers: with a token fetch reads the stream. */
 function fetched(topic, sink) {
-  let stop = () => {};
+  let stop;
   let closed = false;
-  const begin = ({ stream }) => {
-    if (!closed) stop = stream(topic, sink, meaning(sink));
-  };
-  import('./stream.js').then(begin).catch(() => sink.down());
+  import('./stream.js')
+    .then(({ stream }) => closed || (stop = stream(topic, sink, meaning(sink))))
+    .catch(() => sink.down());
   return () => {
     closed = true;
-    stop();
+    stop?.();
   };
 }
 
 function socket(topic, sink) {
-  const target = topic.server.url('/ws');
-  target.protocol = target.protocol.replace('http', 'ws');
-  const connection = new WebSocket(target);
+  const connection = new WebSocket(topic.server.url('/ws').href.replace('http', 'ws'));
   const send = (message) => connection.send(JSON.stringify(message));
   let timer = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
   let againMs = 0;
@@ -399,11 +412,11 @@ function socket(topic, sink) {
     if (message.type === 'subscribed') sink.live();
     else if (message.task) sink.task(message.task, message.cursor);
     else if (message.type === 'position') sink.position(message);
+    else if (message.type === 'deleted') message.taskIds.forEach(sink.deleted);
     else if (message.type === 'bye') againMs = message.retryMs;
     else if (message.type === 'refused') {
-      const problem = new Problem(message.problem);
-      if (problem.gone) sink.gone(problem);
-      else sink.down();
+      sink.pause(new Problem(message.problem));
+      sink.down();
     }
   };
   connection.onclose = () => sink.down(againMs);
@@ -415,8 +428,8 @@ function socket(topic, sink) {
 
 /** The server holds each answer back until there is news, and says how far apart they are. */
 function polling(topic, sink) {
-  let abort = new AbortController();
-  let timer = 0;
+  let abort;
+  let timer;
   let closed = false;
   let failures = -1; // not live yet
   const ask = async (wait) => {
@@ -430,8 +443,7 @@ function polling(topic, sink) {
       for (const task of answer.tasks) sink.task(task);
       againMs = Math.max(POLL_MS_MIN, answer.againMs - (Date.now() - began));
     } catch (error) {
-      if (error instanceof Problem && error.gone) return sink.gone(error);
-      sink.pause();
+      sink.pause(error.gone && error);
       failures = Math.max(1, failures + 1);
       againMs = Math.max(error.retryAfterMs ?? 0, backoffMs(failures));
     }

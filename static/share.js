@@ -7,6 +7,8 @@ import { Problem, parts } from './client.js';
 
 const { OneTask, Server } = parts;
 const REREAD_MS = 5_000;
+/** What the server says of a task that was deleted. */
+const NO_MORE = { status: 404, code: 'task_not_found', detail: 'There is no such task' };
 
 /**
  * `follow` as in client.js, over one connection, which is opened with the first task and closed with the last.
@@ -49,6 +51,7 @@ export function share(access = {}) {
         ...access,
         onState: (said) => said.phase !== 'ended' && hear(said),
         onUpdate: (task) => to(task.taskId, (one) => one.take(task)),
+        onDeleted: (taskId) => to(taskId, (one) => one.fail(new Problem(NO_MORE))),
         onPosition: (advice) => to(advice.taskId, (one) => one.hooks.onPosition?.(advice)),
       });
       return one;
@@ -100,10 +103,13 @@ class Sharing {
       const { tasks } = await this.#topic.ask(0);
       tasks.forEach((task) => this.take(task));
     } catch (error) {
-      if (!(error instanceof Problem && error.gone)) return; // the stream breaks too, and it is read when that is back
-      const problem = { code: error.code, detail: error.message };
-      this.#end({ phase: 'failed', problem }, () => this.#settle.reject(error));
+      if (error.gone) this.fail(error); // else the stream breaks too, and it is read when that is back
     }
+  }
+
+  fail(error) {
+    const problem = { code: error.code, detail: error.message };
+    this.#end({ phase: 'failed', problem }, () => this.#settle.reject(error));
   }
 
   #end(state, settle) {

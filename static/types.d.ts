@@ -28,7 +28,7 @@ export type Snapshot = {
     updatedAt: string;
 };
 /**
- * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task.
+ * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task, or no more.
  */
 export type State = {
     via: "EventSource" | "fetch" | "WebSocket" | "polling";
@@ -64,6 +64,12 @@ export type Hooks = {
     }) => void;
 };
 export type Options = Access & Hooks;
+/**
+ * onDeleted gets each task that is no more, once: it may be one that onUpdate never had.
+ */
+export type AllOptions = Options & {
+    onDeleted?: (taskId: string) => void;
+};
 /**
  * `done` is the terminal snapshot; `close()` ends following at once.
  */

@@ -11,7 +11,7 @@
  */
 
 /**
- * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task.
+ * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task, or no more.
  *
  * @typedef {{via: 'EventSource'|'fetch'|'WebSocket'|'polling', problem?: {code?: string, detail?: string},
  *   phase: 'connecting'|'live'|'reconnecting'|'refused'|'ended'|'failed'}} State
@@ -33,6 +33,12 @@
  */
 
 /** @typedef {Access & Hooks} Options */
+
+/**
+ * onDeleted gets each task that is no more, once: it may be one that onUpdate never had.
+ *
+ * @typedef {Options & {onDeleted?: (taskId: string) => void}} AllOptions
+ */
 
 /** `done` is the terminal snapshot; `close()` ends following at once. @typedef {{close: () => void, done: Promise<Snapshot>}} Handle */
 

@@ -33,7 +33,7 @@ LIBRARIES = ["--lib", "es2023,dom"]
 
 # Uses what is promised, in the ways that TypeScript is to accept; the lines marked are to be errors, and only they.
 CONSUMER = """
-import { follow, generate, list, Problem, isTerminal, type Snapshot, type Options } from 'taskbeam';
+import { follow, generate, list, remove, Problem, isTerminal, type Snapshot, type Options } from 'taskbeam';
 import { followAll } from 'taskbeam/all';
 import { share } from 'taskbeam/share';
 import { useTask } from 'taskbeam/react';
@@ -48,9 +48,10 @@ const { taskId } = await generate('a fox', { seed: 1 }, { getToken: () => null }
 const { tasks, cursor } = await list({ limit: 5 });
 const page = share({ baseUrl: '/api' });
 page.follow(taskId).close();
-followAll({ onUpdate: ({ status }) => void (status === 'pending') }).close();
+followAll({ onUpdate: ({ status }) => void (status === 'pending'), onDeleted: (id) => void id.length }).close();
+const { outcome } = await remove(taskId, { baseUrl: '/api' });
 const seen = useTask(taskId, { follow: page.follow }).task?.result;
-export { ended, tasks, cursor, seen };
+export { ended, tasks, cursor, seen, outcome };
 // @ts-expect-error a task has no such status
 const never: boolean = tasks[0].status === 'done';
 // @ts-expect-error a token is text
@@ -128,7 +129,7 @@ def test_it_is_whole_and_typed_where_it_is_installed(installed: Path, tools: Pat
     names = "Promise.all(['taskbeam', 'taskbeam/all', 'taskbeam/share', 'taskbeam/react'].map((name) => import(name)))"
     script = f"const all = await {names}; console.log(all.flatMap(Object.keys).join())"
     exported = run("node", "--input-type=module", "--eval", script, cwd=installed).strip().split(",")
-    assert {"follow", "generate", "list", "Problem", "followAll", "share", "useTask"} <= set(exported)
+    assert {"follow", "generate", "list", "remove", "Problem", "followAll", "share", "useTask"} <= set(exported)
     assert (installed / "node_modules/taskbeam/stream.js").exists(), "what a token needs is loaded when there is one"
     (installed / "consumer.ts").write_text(CONSUMER)
     tsc = str(tools / "node_modules/.bin/tsc")

@@ -107,3 +107,20 @@ async def test_a_task_that_polling_does_not_list(page: Page, server: Scripted) -
     while not await page.evaluate("outcomes.old"):
         await page.clock.run_for(1_000)
     assert await page.evaluate("versions.old") == [1, 2, 3]
+
+
+async def test_a_task_that_is_deleted_ends_alone(page: Page, server: Scripted) -> None:
+    async def events(request: Request) -> None:
+        gone = frame("deleted", {"taskId": "gone"})
+        await request.stream(SYNC, news("gone", 2, "processing", 1), gone, news("kept", 3, "processing", 2), hold=True)
+
+    async def status(request: Request) -> None:
+        await request.problem(503, "unavailable")  # not asked for what is known
+
+    server.handlers.update(events=events, status=status)
+    await page.evaluate("begin('gone'), begin('kept')")
+    await page.wait_for_function("outcomes.gone && versions.kept.length")
+    assert await page.evaluate("outcomes") == {"gone": 404}
+    assert await page.evaluate("handles.gone.done.catch(({code}) => code)") == "task_not_found"
+    assert (await page.evaluate("states.gone"))[-2:] == ["live", "failed"]
+    assert (await page.evaluate("states.kept"))[-1] == "live"
