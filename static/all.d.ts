@@ -15,14 +15,14 @@ export function followAllBySocket(options?: import("./types.js").AllOptions): im
 /**
  * Which of the tasks `known` before a list was asked for are no more: they belong where it was read, and are not there.
  *
- * @param {Iterable<{taskId: string, createdAt: string}>} known
+ * @param {Iterable<{taskId: string, createdAt: string|number}>} known times as in a task, or in ms
  * @param {{taskId: string, createdAt: string}[]} listed newest first, from the first on
  * @param {boolean} whole whether there are no older ones
  * @returns {string[]}
  */
 export function vanished(known: Iterable<{
     taskId: string;
-    createdAt: string;
+    createdAt: string | number;
 }>, listed: {
     taskId: string;
     createdAt: string;

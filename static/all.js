@@ -48,7 +48,7 @@ function begin(options, transports) {
 /**
  * Which of the tasks `known` before a list was asked for are no more: they belong where it was read, and are not there.
  *
- * @param {Iterable<{taskId: string, createdAt: string}>} known
+ * @param {Iterable<{taskId: string, createdAt: string|number}>} known times as in a task, or in ms
  * @param {{taskId: string, createdAt: string}[]} listed newest first, from the first on
  * @param {boolean} whole whether there are no older ones
  * @returns {string[]}
@@ -57,7 +57,7 @@ export function vanished(known, listed, whole) {
   const there = new Set(listed.map(({ taskId }) => taskId));
   const oldestMs = whole ? -Infinity : Date.parse(listed.at(-1)?.createdAt ?? '');
   return [...known]
-    .filter(({ taskId, createdAt }) => !there.has(taskId) && Date.parse(createdAt) > oldestMs)
+    .filter(({ taskId, createdAt }) => !there.has(taskId) && new Date(createdAt).getTime() > oldestMs)
     .map(({ taskId }) => taskId);
 }
 

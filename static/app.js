@@ -1,9 +1,11 @@
 // Wires the page together: what is typed becomes a task, what the stream says becomes what is seen. The task in
 // view stands in the address (#task=…), so that a reload, a second tab and the back button show the same one.
 
+import { vanished } from './all.js';
 import { Problem, follow, generate, list } from './client.js';
 import { Connection } from './connection.js';
 import { Recent } from './recent.js';
+import { Removal } from './removal.js';
 import { SharedStream } from './tabs.js';
 import { TASKS_MAX, Tasks, isOpen } from './tasks.js';
 import { View } from './view.js';
@@ -17,7 +19,11 @@ const prompt = /** @type {HTMLTextAreaElement} */ (document.querySelector('#prom
 const submit = composer.querySelector('button');
 const problem = document.querySelector('#prompt-error');
 const connection = new Connection(document.querySelector('#connection'));
-const view = new View(document.querySelector('#frame'), document.querySelector('#task'), again);
+const view = new View(document.querySelector('#frame'), document.querySelector('#task'), {
+  onAgain: again,
+  onDelete: () => removal.ask(tasks.get(inView())),
+});
+const removal = new Removal(document.querySelector('#removal'), forget);
 const recent = new Recent(document.querySelector('#recent'), showMore);
 
 let shown = PAGE;
@@ -38,8 +44,21 @@ function accept(task) {
   showRecent();
 }
 
+/** A task is no more: it was deleted, by whomever. */
+function forget(taskId) {
+  tasks.delete(taskId);
+  removal.settle(taskId);
+  if (taskId !== inView()) showRecent();
+  else {
+    history.replaceState(null, '', location.pathname + location.search);
+    route();
+    view.clear('The task was deleted.');
+  }
+}
+
 function showTask(task) {
   view.show(task);
+  removal.show(task);
   const words = task.prompt.slice(0, 60);
   const lead = { pending: '…', processing: `${task.progress ?? 0} %`, completed: '✓', failed: '✗' }[task.status];
   document.title = `${lead} ${words}`;
@@ -70,14 +89,18 @@ function find(taskId) {
   if (!loaded) return;
   strayed = follow(taskId, { onUpdate: accept });
   strayed.done.catch((error) => {
-    if (error instanceof Problem && taskId === inView()) view.missing();
+    if (!(error instanceof Problem)) return;
+    if (tasks.get(taskId)) forget(taskId);
+    else if (taskId === inView()) view.missing();
   });
 }
 
-/** The first page of the list: what the stream says comes on top of it. */
+/** The first page of the list: what the stream says comes on top of it. What is missing there is no more. */
 async function refresh() {
+  const known = tasks.newest(TASKS_MAX);
   try {
     const page = await list({ limit: PAGE });
+    vanished(known, page.tasks, !page.cursor).forEach(forget);
     if (!loaded) cursor = page.cursor;
     loaded = true;
     page.tasks.reverse().forEach(accept);
@@ -165,6 +188,7 @@ if (/Mac|iP(hone|ad)/.test(navigator.platform)) document.querySelector('#modifie
 route();
 new SharedStream({
   onUpdate: accept,
+  onDeleted: forget,
   onState: (state) => {
     connection.show(state);
     if (state.phase === 'live' && unreached) problem.textContent = '';

@@ -62,7 +62,9 @@ export class Problem extends Error {
     /** No such task: the one answer that ends following. */
     get gone(): boolean;
 }
-export function isTerminal(task: Snapshot): boolean;
+export function isTerminal(task: {
+    status: string;
+}): boolean;
 /** What all.js and share.js are made of. @type {any} */
 export const parts: any;
 export type Snapshot = import("./types.js").Snapshot;

@@ -117,7 +117,7 @@ class Server {
   }
 }
 
-/** @param {Snapshot} task */
+/** @param {{status: string}} task */
 export const isTerminal = (task) => task.status === 'completed' || task.status === 'failed';
 // a timer of 2^31 ms is none
 const bounded = (ms) => Math.min(WAIT_MS_MAX, ms) || BACKOFF_MS_MAX;

@@ -18,7 +18,7 @@ export class SharedStream {
   #turn = new AbortController();
   #silence = 0;
 
-  /** @param {import('./client.js').Options} hooks */
+  /** @param {import('./types.js').AllOptions} hooks */
   constructor(hooks) {
     this.#hooks = hooks;
     if (!navigator.locks || !globalThis.BroadcastChannel) {
@@ -55,6 +55,7 @@ export class SharedStream {
     clearTimeout(this.#silence);
     this.#stream = followAll({
       onUpdate: (task) => this.#tell({ task }),
+      onDeleted: (deleted) => this.#tell({ deleted }),
       onState: (state) => this.#tell({ state }),
       onPosition: (advice) => this.#tell({ advice }),
     });
@@ -68,8 +69,9 @@ export class SharedStream {
     this.#pass(said);
   }
 
-  #pass({ task, state, advice }) {
+  #pass({ task, deleted, state, advice }) {
     if (task) this.#hooks.onUpdate?.(task);
+    if (deleted) this.#hooks.onDeleted?.(deleted);
     if (state) this.#hooks.onState?.(state);
     if (advice) this.#hooks.onPosition?.(advice);
   }

@@ -1,5 +1,7 @@
 // The tasks this page knows, each at its newest version: plain state, no DOM and no network.
 
+import { Gone } from './gone.js';
+
 /** @typedef {import('./client.js').Snapshot} Snapshot */
 
 export const TASKS_MAX = 600;
@@ -10,6 +12,7 @@ export const isOpen = (task) => task?.status === 'pending' || task?.status === '
 export class Tasks {
   /** @type {Map<string, Snapshot>} */
   #known = new Map();
+  #gone = new Gone();
 
   /** @param {string} taskId @returns {?Snapshot} */
   get(taskId) {
@@ -20,13 +23,19 @@ export class Tasks {
     return this.#known.size;
   }
 
-  /** Take in a snapshot; false where a newer one is known. @param {Snapshot} task */
+  /** Take in a snapshot; false where a newer one is known, or the task is no more. @param {Snapshot} task */
   accept(task) {
     const known = this.#known.get(task.taskId);
-    if (known && known.version >= task.version) return false;
+    if (this.#gone.has(task.taskId) || (known && known.version >= task.version)) return false;
     this.#known.set(task.taskId, task);
     if (this.#known.size > TASKS_MAX) this.#known.delete(this.newest(TASKS_MAX + 1)[TASKS_MAX].taskId);
     return true;
+  }
+
+  /** @param {string} taskId */
+  delete(taskId) {
+    this.#gone.add(taskId);
+    this.#known.delete(taskId);
   }
 
   /** What has no version: where in the queue, how long yet. @param {Partial<Snapshot> & {taskId: string}} advice */

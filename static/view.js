@@ -1,5 +1,6 @@
 // The task in view: its picture, its progress, what it says. Shows one snapshot at a time and keeps none.
 
+import { removalOf } from './removal.js';
 import { isOpen } from './tasks.js';
 
 /** @typedef {import('./client.js').Snapshot} Snapshot */
@@ -29,11 +30,12 @@ export class View {
   #frame;
   #panel;
 
-  /** @param {HTMLElement} frame @param {HTMLElement} panel @param {() => void} onAgain */
-  constructor(frame, panel, onAgain) {
+  /** @param {HTMLElement} frame @param {HTMLElement} panel @param {{onAgain: () => void, onDelete: () => void}} hooks */
+  constructor(frame, panel, { onAgain, onDelete }) {
     this.#frame = frame;
     this.#panel = panel;
     this.#part('.again').addEventListener('click', onAgain);
+    this.#part('.delete').addEventListener('click', onDelete);
     const picture = this.#picture;
     picture.addEventListener('load', () => (frame.dataset.loaded = 'true'));
     picture.addEventListener('error', () => {
@@ -52,11 +54,13 @@ export class View {
     const again = this.#part('.again');
     if (document.activeElement === again && task.status !== 'failed') this.#panel.focus({ preventScroll: true });
     again.hidden = task.status !== 'failed';
+    this.#part('.delete').hidden = false;
+    this.#text('.delete', removalOf(task));
   }
 
-  /** Nothing is in view. */
-  clear() {
-    this.#blank('empty', '', 'Your picture appears here');
+  /** Nothing is in view. @param {string} [why] */
+  clear(why = '') {
+    this.#blank('empty', why, 'Your picture appears here');
   }
 
   loading() {
@@ -90,11 +94,12 @@ export class View {
   }
 
   #blank(state, stage, placeholder) {
+    if (this.#part('.actions').contains(document.activeElement)) this.#panel.focus({ preventScroll: true });
     this.#state(state);
     this.#text('.prompt', '');
     this.#text('.stage', stage);
     this.#text('.percent', '');
-    for (const selector of ['.progress', '.again', '.download']) this.#part(selector).hidden = true;
+    for (const selector of ['.progress', '.again', '.download', '.delete']) this.#part(selector).hidden = true;
     this.#setImage(this.#picture, '');
     this.#setImage(this.#frame.querySelector('.preview'), '');
     this.#placeholder(placeholder);

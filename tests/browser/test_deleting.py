@@ -1,0 +1,86 @@
+"""Deleting in the pages as people have them: Chromium against real processes."""
+
+import re
+
+import pytest
+from playwright.async_api import BrowserContext, Locator, Page, expect
+
+from tests.browser.conftest import WAIT_MS_MAX, Seen
+from tests.conftest import Deploy
+from tests.deployment import Deployment
+from tests.playing import Play
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=WAIT_MS_MAX)
+
+REFUSED = 500
+DELETE = re.compile("^Delete$")
+
+
+@pytest.fixture
+async def here(deploy: Deploy) -> Deployment:
+    """Nothing ends by itself."""
+    return await deploy(dispatchers=0, generator=False)
+
+
+def tiles(page: Page) -> Locator:
+    return page.get_by_role("region", name="Recent").get_by_role("link")
+
+
+async def test_a_task_goes_from_every_page_that_shows_it(
+    here: Deployment, context: BrowserContext, seen: Seen
+) -> None:
+    play = await Play.of(here)
+    await play.create("A harbour at dawn")
+    task_id = await play.create("A fox in the snow")
+    await play.finish(task_id, status=REFUSED)
+    assert context.browser is not None
+    elsewhere = await (await context.browser.new_context()).new_page()
+    page, other_tab = await context.new_page(), await context.new_page()
+    for one in (page, other_tab, elsewhere):
+        await one.goto(f"{here.web.url}/#task={task_id}")
+        await expect(tiles(one)).to_have_count(2)
+    assert len(seen.asked("/api/generate/events")) == 1, "the other tab is told by this one"
+
+    ask = page.locator("#task").get_by_role("button", name=DELETE)
+    question = page.get_by_role("alertdialog", name="Delete this task?")
+    await ask.focus()
+    await page.keyboard.press("Enter")
+    await expect(question).to_contain_text("A fox in the snow")
+    await expect(question.get_by_role("button", name="Keep it")).to_be_focused()
+    await page.keyboard.press("Escape")
+    await expect(question).to_be_hidden()
+    await expect(ask).to_be_focused()
+    await expect(tiles(page)).to_have_count(2)
+    await page.keyboard.press("Enter")
+    await page.keyboard.press("Tab")
+    await page.keyboard.press("Enter")
+    await expect(question).to_be_hidden()
+    for one in (page, other_tab, elsewhere):
+        await expect(tiles(one)).to_have_count(1)
+        await expect(one.locator(".stage")).to_have_text("The task was deleted.")
+        await expect(one.locator("#frame")).to_have_attribute("data-state", "empty")
+        await expect(one.locator("#task").get_by_role("button", name="Delete")).to_be_hidden()
+        assert "#" not in one.url
+    await expect(page.locator("#task")).to_be_focused()
+    assert seen.errors == []
+
+    # What is running is cancelled first; it is asked while it may still end.
+    running = await play.create("An island in the fog")
+    await page.goto(f"{here.web.url}/#task={running}")
+    await page.get_by_role("button", name="Cancel and delete").click()
+    await expect(question).to_contain_text("It is cancelled first.")
+    await page.route("**/api/generate?taskId=*", lambda route: route.abort())
+    await question.get_by_role("button", name="delete").click()
+    await expect(question.get_by_role("alert")).to_contain_text("The server cannot be reached")
+    await play.finish(running, status=REFUSED)
+    await expect(question.get_by_role("button", name=DELETE)).to_be_visible()
+    await expect(question).not_to_contain_text("It is cancelled first.")
+    # Somebody else was faster: it is what one wanted.
+    await page.route(
+        "**/api/generate?taskId=*", lambda route: route.fulfill(status=404, json={"code": "task_not_found"})
+    )
+    await question.get_by_role("button", name=DELETE).click()
+    await expect(question).to_be_hidden()
+    await expect(tiles(page)).to_have_count(1)
+    await expect(tiles(other_tab)).to_have_count(2)
