@@ -3,6 +3,7 @@
 // beyond TASKS_MAX the oldest go, and from then on nothing as old is taken in again, so that the counts hold.
 
 import { isTerminal } from '../client.js';
+import { Gone } from '../gone.js';
 import { Rates } from './rates.js';
 
 export const TASKS_MAX = 2_000;
@@ -26,6 +27,7 @@ export class Board {
   /** @type {Map<string, Held>} */
   #tasks = new Map();
   #horizonMs = -Infinity; // tasks created up to here are no longer held
+  gone = new Gone();
   rates = new Rates();
   counts = { pending: 0, processing: 0, completed: 0, failed: 0 };
 
@@ -46,7 +48,7 @@ export class Board {
   /** @param {import('../client.js').Snapshot} snapshot */
   accept(snapshot) {
     const known = this.#tasks.get(snapshot.taskId);
-    if (known && known.version >= snapshot.version) return;
+    if (this.gone.has(snapshot.taskId) || (known && known.version >= snapshot.version)) return;
     const task = held(snapshot, known);
     const forgotten = !known && task.createdMs <= this.#horizonMs;
     if (isTerminal(task) && !(known && isTerminal(known) && known.attempt === task.attempt)) {
@@ -58,6 +60,15 @@ export class Board {
     this.counts[task.status]++;
     this.#tasks.set(task.taskId, task);
     if (this.#tasks.size > TRIM_AT) this.#trim();
+  }
+
+  /** The rates keep it: it was created, and ended. @param {string} taskId */
+  delete(taskId) {
+    this.gone.add(taskId);
+    const known = this.#tasks.get(taskId);
+    if (!known) return;
+    this.counts[known.status]--;
+    this.#tasks.delete(taskId);
   }
 
   /** There are older tasks than those held: none of them is to come in alone, when it changes. */

@@ -2,9 +2,10 @@
 // written at most ten times a second, in an animation frame: never a write a message. What is filtered and what is
 // open stand in the address.
 
-import { followAllBySocket } from '../all.js';
+import { followAllBySocket, vanished } from '../all.js';
 import { list } from '../client.js';
 import { Connection } from '../connection.js';
+import { Removal } from '../removal.js';
 import { Board, TASKS_MAX } from './board.js';
 import { LatencyChart, RateChart } from './charts.js';
 import { Drawer } from './drawer.js';
@@ -29,8 +30,17 @@ const table = new Table(find('#tasks'), {
   onOpen: (taskId) => (location.hash = `task=${encodeURIComponent(taskId)}`),
   onTurn: () => show({ forced: true }),
 });
-const drawer = new Drawer(/** @type {HTMLDialogElement} */ (find('#task')), (id) => board.get(id), () => {
-  if (location.hash) history.pushState(null, '', location.pathname + location.search);
+const drawer = new Drawer(/** @type {HTMLDialogElement} */ (find('#task')), (id) => board.get(id), {
+  onClose: () => {
+    if (location.hash) history.pushState(null, '', location.pathname + location.search);
+  },
+  onDelete: (task) => removal.ask(task),
+});
+const removal = new Removal(/** @type {HTMLDialogElement} */ (find('#removal')), (taskId) => {
+  drawer.closeOf(taskId);
+  forget(taskId);
+  find('#tasks').focus({ preventScroll: true }); // what had the focus goes
+  say('The task was deleted.');
 });
 
 let status = '';
@@ -40,6 +50,7 @@ let shownAt = 0;
 let chartedAt = 0;
 let typing = 0;
 let loading = false;
+let stale = false; // what is being read is from before a break
 let whole = false; // every task there is was read
 let aheadMs = 0; // of our clock the server's is
 let wasLive = false;
@@ -91,18 +102,37 @@ function showCharts() {
   latencyChart.show(board.rates, nowMs());
 }
 
-/** The socket begins with what is open and newest; the list has the rest, until the page holds as much as it may. */
-async function loadOlder() {
-  if (loading || whole || board.full) return;
+/** A task is no more, here or wherever it was deleted. */
+function forget(taskId) {
+  board.delete(taskId);
+  removal.settle(taskId);
+  drawer.deleted(taskId);
+  changed();
+}
+
+/**
+ * The socket begins with what is open and newest; the list has the rest, until the page holds as much as it may. After a
+ * break it also shows what was deleted meanwhile, which nobody tells of.
+ */
+async function readList() {
+  stale = loading;
+  if (loading) return;
   loading = true;
+  whole = false;
+  const known = board.list(() => true, () => 0).map(({ taskId, createdMs }) => ({ taskId, createdAt: createdMs }));
+  const listed = [];
   let cursor;
   try {
     do {
       const page = await list({ limit: PAGE, cursor });
-      page.tasks.forEach((task) => board.accept(task));
+      for (const task of page.tasks) {
+        board.accept(task);
+        listed.push({ taskId: task.taskId, createdAt: task.createdAt });
+      }
       cursor = page.cursor;
       changed();
-    } while (cursor && board.size < TASKS_MAX);
+    } while (cursor && listed.length < TASKS_MAX);
+    vanished(known, listed, !cursor).forEach(forget);
     whole = !cursor;
     if (cursor) board.settle();
   } catch {
@@ -110,6 +140,7 @@ async function loadOlder() {
   }
   loading = false;
   changed();
+  if (stale) readList();
 }
 
 /** Times are the server's: a phone whose clock is wrong must not show its tasks in the future. */
@@ -167,10 +198,11 @@ followAllBySocket({
     board.accept(task);
     changed();
   },
+  onDeleted: forget,
   onState: (state) => {
     connection.show(state);
     if (state.phase === 'live') {
-      if (!wasLive) loadOlder();
+      if (!wasLive) readList();
       say(wasLive ? '' : 'Connected');
     } else if (wasLive) say('The connection is interrupted; it is being made again.');
     wasLive = state.phase === 'live';

@@ -2,6 +2,7 @@
 // own, which begins with the replay; it ends with the task or with the dialog.
 
 import { Problem, follow, isTerminal } from '../client.js';
+import { removalOf } from '../removal.js';
 import { draw, merge, offset, steps } from './timeline.js';
 import { duration, statusOf, write } from './words.js';
 
@@ -9,6 +10,7 @@ export class Drawer {
   #dialog;
   #find;
   #taskId = '';
+  #gone = false;
   /** @type {?import('../client.js').Handle} */
   #replay = null;
   /** @type {import('./board.js').Moment[]} */
@@ -16,10 +18,15 @@ export class Drawer {
   /** @type {?{prompt: string, createdMs: number, version: number}} */
   #task = null;
 
-  /** @param {HTMLDialogElement} dialog @param {(taskId: string) => import('./board.js').Held|undefined} find */
-  constructor(dialog, find, onClose) {
+  /**
+   * @param {HTMLDialogElement} dialog
+   * @param {(taskId: string) => import('./board.js').Held|undefined} find
+   * @param {{onClose: () => void, onDelete: (task: {taskId: string, status: string, prompt: string}) => void}} hooks
+   */
+  constructor(dialog, find, { onClose, onDelete }) {
     this.#dialog = dialog;
     this.#find = find;
+    dialog.querySelector('.delete').addEventListener('click', () => onDelete(this.#newest));
     dialog.addEventListener('close', () => {
       this.#forget();
       onClose();
@@ -44,11 +51,31 @@ export class Drawer {
     this.#part('.known').hidden = true;
     this.#replay = follow(taskId, { after: 1, onUpdate: (snapshot) => this.#hear(snapshot, nowMs()) });
     this.#replay.done.catch((error) => {
-      const gone = error instanceof Problem && taskId === this.#taskId;
-      if (gone) write(this.#part('.missing'), 'There is no such task. It may have been deleted.');
+      if (!(error instanceof Problem) || taskId !== this.#taskId) return;
+      const shown = !this.#part('.known').hidden;
+      this.#lose(shown ? 'This task was deleted.' : 'There is no such task. It may have been deleted.');
     });
     if (!this.#dialog.open) this.#dialog.showModal();
     this.show(nowMs());
+  }
+
+  /** Close it if it is open with this one. */
+  closeOf(taskId) {
+    if (taskId === this.#taskId) this.open('');
+  }
+
+  /** Say so if it is open with this one. */
+  deleted(taskId) {
+    if (taskId === this.#taskId) this.#lose('This task was deleted.');
+  }
+
+  #lose(words) {
+    const known = this.#part('.known');
+    if (known.contains(document.activeElement)) this.#part('.close').focus();
+    this.#gone = true;
+    this.#replay.close();
+    known.hidden = true;
+    write(this.#part('.missing'), words);
   }
 
   #hear(snapshot, nowMs) {
@@ -60,19 +87,25 @@ export class Drawer {
 
   #forget() {
     this.#taskId = '';
+    this.#gone = false;
     this.#task = null;
     this.#replayed = [];
     this.#replay?.close();
     this.#replay = null;
   }
 
-  /** @param {number} nowMs */
-  show(nowMs) {
-    const held = this.#taskId ? this.#find(this.#taskId) : undefined;
-    const task = /** @type {import('./board.js').Held} */ (
+  get #newest() {
+    const held = this.#find(this.#taskId);
+    return /** @type {import('./board.js').Held} */ (
       !held || (this.#task && this.#task.version > held.version) ? this.#task : held
     );
-    if (!this.#taskId || !task) return;
+  }
+
+  /** @param {number} nowMs */
+  show(nowMs) {
+    if (!this.#taskId || this.#gone) return;
+    const [task, held] = [this.#newest, this.#find(this.#taskId)];
+    if (!task) return;
     this.#part('.known').hidden = false;
     write(this.#part('.missing'), '');
     this.#dialog.dataset.status = task.status;
@@ -85,6 +118,7 @@ export class Drawer {
     this.#list(steps(moments, task), moments[0].atMs);
     write(this.#part('.replaced'), task.attempt > 1 ? 'Earlier failures that a retry replaced are not replayed.' : '');
     this.#show(this.#picture, task);
+    write(this.#part('.delete'), removalOf(task));
     /** @type {HTMLAnchorElement} */ (this.#part('.elsewhere')).href = `/#task=${encodeURIComponent(task.taskId)}`;
   }
 

@@ -69,7 +69,7 @@ export class Table {
   /** @param {import('./board.js').Board} board @param {(task: import('./board.js').Held) => boolean} wanted */
   show(board, wanted, nowMs, { forced = false } = {}) {
     if (!forced && this.#resting()) {
-      for (const row of this.#rows) row.show(board.get(row.taskId) ?? row.task, nowMs);
+      for (const row of this.#rows) row.show(board.get(row.taskId) ?? row.task, nowMs, board.gone.has(row.taskId));
       return;
     }
     const { compare, turn } = this.order;
@@ -99,6 +99,7 @@ export class Table {
 class Row {
   /** @type {import('./board.js').Held|undefined} */
   task;
+  gone = false;
 
   constructor(body, onOpen) {
     this.element = body.insertRow();
@@ -121,18 +122,23 @@ class Row {
     return this.task?.taskId ?? '';
   }
 
-  show(task, nowMs) {
+  /** A task that is gone is still shown where the order rests: what lies below must not move up under the pointer. */
+  show(task, nowMs, gone = false) {
     const [before, other] = [this.task, this.task?.taskId !== task?.taskId];
+    const same = before === task && gone === this.gone;
     this.task = task;
+    this.gone = gone;
     this.element.hidden = !task;
-    if (!task) return;
+    if (!task || (same && gone)) return;
     write(this.created, ago(nowMs - task.createdMs));
     write(this.took, duration(tookMs(task, nowMs)));
-    if (before === task) return;
+    if (same) return;
     write(this.open, task.prompt.slice(0, 160));
+    this.open.disabled = gone;
+    this.element.classList.toggle('gone', gone);
     this.element.dataset.status = task.status;
-    write(this.status, statusOf(task) + (task.attempt > 1 ? ` · attempt ${task.attempt}` : ''));
-    const known = task.progress !== null && !isTerminal(task);
+    write(this.status, gone ? 'Deleted' : statusOf(task) + (task.attempt > 1 ? ` · attempt ${task.attempt}` : ''));
+    const known = task.progress !== null && !isTerminal(task) && !gone;
     write(this.percent, known ? `${task.progress} %` : '');
     this.track.hidden = !known;
     this.track.classList.toggle('still', other); // no glide from one task's progress to another's

@@ -102,6 +102,6 @@ async def test_filters_order_and_small_screens(deployment: Deployment, context: 
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
         await rows.get_by_role("button").click()
         await expect(page.get_by_role("dialog")).to_be_visible()
-        assert await page.locator("dialog").evaluate("drawer => drawer.scrollWidth <= drawer.clientWidth")
+        assert await page.locator(".drawer").evaluate("drawer => drawer.scrollWidth <= drawer.clientWidth")
         await page.get_by_role("button", name="Close").click()
     assert seen.errors == []

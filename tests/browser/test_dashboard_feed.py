@@ -169,7 +169,7 @@ async def test_a_break_goes_on_from_the_cursor(context: BrowserContext, server: 
             await socket.say(change(5, 2, 2, "failed", error="no"))
             await socket.hear()
 
-    page = await dashboard(context, server, script)
+    page = await dashboard(context, server, script, change(0, 2, 1, "pending"), change(0, 1, 1, "pending"))
     await expect(page.locator(".counts [data-status=failed] .count")).to_have_text("1")
     assert await counts(page) == {"": 2, "pending": 0, "processing": 0, "completed": 1, "failed": 1}
     assert [subscription.get("after") for _, subscription in asked] == [None, "s3", "s4"]
@@ -218,3 +218,59 @@ async def test_the_order_rests_under_the_focus_and_pause_holds_everything(
     await page.get_by_role("button", name="Pause").click()
     await expect(first).to_contain_text("Picture 5")
     assert await counts(page) == {"": 3, "pending": 1, "processing": 1, "completed": 0, "failed": 1}
+
+
+async def test_what_is_deleted_goes_at_once_but_not_from_under_the_focus(
+    context: BrowserContext, server: Scripted
+) -> None:
+    turn = asyncio.Queue[dict[str, Any]]()
+
+    async def script(socket: Socket, _: Any) -> None:
+        while True:
+            await socket.say(await turn.get())
+
+    page = await dashboard(context, server, script)
+    for task in (1, 2):
+        await turn.put(change(task, task, 1, "pending", createdAt=f"2026-01-01T00:00:0{task}Z"))
+    rows = page.locator("tbody tr:visible")
+    await expect(rows).to_contain_text(["Picture 2", "Picture 1"])
+    await rows.last.get_by_role("button").focus()
+    await turn.put({"type": "deleted", "taskIds": ["task-2", "never-seen"]})
+    await turn.put(change(3, 2, 2, "failed"))
+    await turn.put(change(4, 1, 2, "processing"))
+    await expect(rows).to_contain_text(["Deleted", "In progress"])
+    await expect(rows.first.get_by_role("button")).to_be_disabled()
+    assert await counts(page) == {"": 1, "pending": 0, "processing": 1, "completed": 0, "failed": 0}
+    await page.get_by_role("searchbox").focus()
+    await expect(rows).to_contain_text(["Picture 1"])
+    await turn.put(change(5, 3, 1, "pending"))
+    await expect(rows.first).to_contain_text("Picture 3")
+    await expect(rows.first.get_by_role("button")).to_be_enabled()
+
+
+async def test_what_was_deleted_during_a_break_is_missing_in_the_list(
+    context: BrowserContext, server: Scripted
+) -> None:
+    """Seventy tasks: more than the client compares by itself."""
+    hours = [f"2026-01-0{1 + n // 24}T{n % 24:02}:00:00Z" for n in range(70)]
+    listed = [change(0, n, 4, "completed", createdAt=hours[n]) for n in range(69, -1, -1)]
+    lasts = asyncio.Event()
+
+    async def script(socket: Socket, _: Any) -> None:
+        await (socket.hear() if lasts.is_set() else lasts.wait())
+
+    page = await dashboard(context, server, script, *listed)
+
+    async def pages(request: Request) -> None:
+        begin, limit = int(request.query.get("cursor", 0)), int(request.query["limit"])
+        part = [message["task"] for message in left[begin : begin + min(limit, 30)]]
+        await request.json({"tasks": part, **({"cursor": str(begin + 30)} if begin + 30 < len(left) else {})})
+
+    everything = page.locator(".counts [data-status=''] .count")
+    await expect(everything).to_have_text("70")
+    left = [message for n, message in enumerate(listed) if n not in (0, 40, 69)]
+    server.handlers["generate"] = pages
+    lasts.set()
+    await expect(everything).to_have_text("67")
+    await expect(page.locator("#extent")).to_have_text("These are all of your tasks.")
+    await expect(page.locator(".counts [data-status=completed] .count")).to_have_text("67")

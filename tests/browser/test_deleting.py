@@ -84,3 +84,46 @@ async def test_a_task_goes_from_every_page_that_shows_it(
     await expect(question).to_be_hidden()
     await expect(tiles(page)).to_have_count(1)
     await expect(tiles(other_tab)).to_have_count(2)
+
+
+async def test_the_dashboard_and_its_drawer(here: Deployment, context: BrowserContext, seen: Seen) -> None:
+    play = await Play.of(here)
+    tasks = [await play.create(f"Picture {n}") for n in range(4)]
+    for task_id in tasks[:3]:
+        await play.finish(task_id, status=REFUSED)
+    page = await context.new_page()
+    await page.goto(f"{here.web.url}/dashboard")
+    count = page.locator(".counts [data-status=''] .count")
+    rows = page.locator("tbody tr:visible")
+    await expect(count).to_have_text("4")
+    await expect(rows).to_have_count(4)
+
+    await rows.filter(has_text="Picture 3").get_by_role("button").click()
+    drawer = page.get_by_role("dialog", name="Picture 3")
+    await drawer.get_by_role("button", name="Cancel and delete").click()
+    await page.get_by_role("alertdialog").get_by_role("button", name="Delete").click()
+    await expect(page.locator("dialog:visible")).to_have_count(0)
+    await expect(page.locator("#tasks")).to_be_focused()
+    await expect(page.locator("#said")).to_have_text("The task was deleted.")
+    assert "#" not in page.url
+    await page.mouse.move(0, 0)
+    await expect(rows).to_have_count(3)
+    await expect(count).to_have_text("3")
+
+    # Deleted elsewhere, while one looks at it and is about to delete it oneself.
+    await rows.filter(has_text="Picture 2").get_by_role("button").click()
+    await page.locator(".drawer").get_by_role("button", name="Delete").click()
+    await expect(page.get_by_role("alertdialog")).to_be_visible()
+    async with here.client() as client:
+        for task_id in tasks[1:3]:
+            assert (await client.delete(f"/api/generate?taskId={task_id}")).status_code == 200
+    await expect(page.get_by_role("alertdialog")).to_be_hidden()
+    await expect(page.locator(".drawer").get_by_role("status")).to_have_text("This task was deleted.")
+    await expect(page.locator(".drawer .known")).to_be_hidden()
+    await expect(page.get_by_role("button", name="Close")).to_be_focused()
+    await expect(count).to_have_text("1")
+    await page.keyboard.press("Escape")
+    await page.mouse.move(0, 0)
+    await expect(rows).to_have_count(1)
+    await expect(rows).to_contain_text("Picture 0")
+    assert seen.errors == []

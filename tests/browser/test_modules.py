@@ -144,3 +144,49 @@ def test_a_stream_means_the_same_in_whatever_pieces_it_comes() -> None:
     )
     expected = [["retry", "5"], ["a", "x\u2028y", "1"], ["b", "1\n 2", "1"], ["", "", ""]]
     assert ways == [expected] * len(text)
+
+
+def test_what_is_deleted_does_not_come_back() -> None:
+    """Neither into the list of the page nor onto the board; how many are remembered is bounded."""
+    found = node(
+        """
+        const { Board } = await import('./dashboard/board.js');
+        const { Tasks } = await import('./tasks.js');
+        const { Gone } = await import('./gone.js');
+        const now = new Date().toISOString();
+        const snapshot = (version, status) => ({
+          taskId: 't', prompt: '', status, version, attempt: 1, createdAt: now, updatedAt: now,
+        });
+        const [board, tasks, gone] = [new Board(), new Tasks(), new Gone()];
+        for (const known of [board, tasks]) {
+          known.accept(snapshot(1, 'pending'));
+          known.delete('t');
+          known.delete('t');
+          known.delete('never seen');
+          known.accept(snapshot(2, 'completed'));
+        }
+        for (let n = 0; n < 100_000; n++) gone.add(`t${n}`);
+        let kept = 0;
+        for (let n = 0; n < 100_000; n++) kept += gone.has(`t${n}`);
+        const ended = board.rates.slots(Date.now()).reduce((total, slot) => total + slot.completed, 0);
+        return [board.size, board.counts, ended, tasks.size, kept, gone.has('t99999')];
+        """
+    )
+    assert found == [0, {"pending": 0, "processing": 0, "completed": 0, "failed": 0}, 0, 0, 1_000, True]
+
+
+def test_what_has_vanished_is_known_only_where_the_list_was_read() -> None:
+    part, whole, nothing_read = node(
+        """
+        const { vanished } = await import('./all.js');
+        const at = (second) => `2026-01-01T00:00:0${second}Z`;
+        const known = [['older', 1], ['same', 2], ['there', 3], ['gone', 3]].map(([taskId, second]) => (
+          { taskId, createdAt: at(second) }));
+        known.push({ taskId: 'in ms', createdAt: Date.parse(at(4)) });
+        const listed = [{ taskId: 'there', createdAt: at(3) }, { taskId: 'last', createdAt: at(2) }];
+        return [vanished(known, listed, false), vanished(known, listed, true), vanished(known, [], false)];
+        """
+    )
+    assert part == ["gone", "in ms"]
+    assert whole == ["older", "same", "gone", "in ms"]
+    assert nothing_read == []
