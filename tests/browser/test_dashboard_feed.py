@@ -251,13 +251,30 @@ async def test_what_is_deleted_goes_at_once_but_not_from_under_the_focus(
 async def test_what_was_deleted_during_a_break_is_missing_in_the_list(
     context: BrowserContext, server: Scripted
 ) -> None:
-    """Seventy tasks: more than the client compares by itself."""
+    """Seventy tasks: more than the client compares by itself. What a break cut off is read once more."""
     hours = [f"2026-01-0{1 + n // 24}T{n % 24:02}:00:00Z" for n in range(70)]
     listed = [change(0, n, 4, "completed", createdAt=hours[n]) for n in range(69, -1, -1)]
-    lasts = asyncio.Event()
+    sockets = 0
+    reading, again, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def cut_off(request: Request) -> None:
+        reading.set()
+        await again.wait()
+        await request.problem(503, "unavailable")
 
     async def script(socket: Socket, _: Any) -> None:
-        await (socket.hear() if lasts.is_set() else lasts.wait())
+        nonlocal sockets
+        sockets += 1
+        if sockets == 1:
+            whole = server.handlers["generate"]
+            server.handlers["generate"] = cut_off
+            await reading.wait()
+            server.handlers["generate"] = whole
+        elif sockets == 2:
+            again.set()
+            await over.wait()
+        else:
+            await socket.hear()
 
     page = await dashboard(context, server, script, *listed)
 
@@ -270,7 +287,7 @@ async def test_what_was_deleted_during_a_break_is_missing_in_the_list(
     await expect(everything).to_have_text("70")
     left = [message for n, message in enumerate(listed) if n not in (0, 40, 69)]
     server.handlers["generate"] = pages
-    lasts.set()
+    over.set()
     await expect(everything).to_have_text("67")
     await expect(page.locator("#extent")).to_have_text("These are all of your tasks.")
     await expect(page.locator(".counts [data-status=completed] .count")).to_have_text("67")

@@ -86,6 +86,31 @@ async def test_a_task_goes_from_every_page_that_shows_it(
     await expect(tiles(other_tab)).to_have_count(2)
 
 
+async def test_what_went_while_nobody_looked(here: Deployment, context: BrowserContext) -> None:
+    """Without any stream: a tab that comes back reads the list, and lets go of what is missing in it."""
+    play = await Play.of(here)
+    task_ids = [await play.create(f"Picture {n}") for n in range(3)]
+    page = await context.new_page()
+    for pattern in ("**/api/generate/events**", "**/api/generate?limit=50"):
+        await page.route(pattern, lambda route: route.abort())
+    await page.clock.install()
+    await page.goto(f"{here.web.url}/#task={task_ids[0]}")
+    await expect(tiles(page)).to_have_count(3)
+    async with here.client() as client:
+        await client.delete(f"/api/generate?taskId={task_ids[0]}")
+    for state, seconds in (("hidden", 25), ("visible", 0)):
+        await page.evaluate(
+            """(state) => {
+              Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
+              document.dispatchEvent(new Event('visibilitychange'));
+            }""",
+            state,
+        )
+        await page.clock.fast_forward(seconds * 1_000)
+    await expect(tiles(page)).to_have_count(2)
+    await expect(page.locator(".stage")).to_have_text("The task was deleted.")
+
+
 async def test_the_dashboard_and_its_drawer(here: Deployment, context: BrowserContext, seen: Seen) -> None:
     play = await Play.of(here)
     tasks = [await play.create(f"Picture {n}") for n in range(4)]
@@ -118,10 +143,10 @@ async def test_the_dashboard_and_its_drawer(here: Deployment, context: BrowserCo
         for task_id in tasks[1:3]:
             assert (await client.delete(f"/api/generate?taskId={task_id}")).status_code == 200
     await expect(page.get_by_role("alertdialog")).to_be_hidden()
+    await expect(count).to_have_text("1")
     await expect(page.locator(".drawer").get_by_role("status")).to_have_text("This task was deleted.")
     await expect(page.locator(".drawer .known")).to_be_hidden()
     await expect(page.get_by_role("button", name="Close")).to_be_focused()
-    await expect(count).to_have_text("1")
     await page.keyboard.press("Escape")
     await page.mouse.move(0, 0)
     await expect(rows).to_have_count(1)
