@@ -89,9 +89,7 @@ function find(taskId) {
   if (!loaded) return;
   strayed = follow(taskId, { onUpdate: accept });
   strayed.done.catch((error) => {
-    if (!(error instanceof Problem)) return;
-    if (tasks.get(taskId)) forget(taskId);
-    else if (taskId === inView()) view.missing();
+    if (error instanceof Problem && taskId === inView()) view.missing();
   });
 }
 

@@ -11,6 +11,7 @@ from tests.browser.scripted import SYNC, Request, Scripted, change, frame, scrip
 
 pytestmark = pytest.mark.browser
 
+SECONDS_MAX = 20
 PUSHING = ["EventSource", "fetch", "WebSocket"]
 GONE = {"status": 404, "code": "task_not_found", "detail": "There is no such task"}
 SAY = """
@@ -60,6 +61,13 @@ def news(task_id: str, version: int, status: str = "processing", second: int = 0
     return frame("status", snapshot(task_id, version, status, second), f"s{version}")
 
 
+async def pass_until(page: Page, condition: str) -> None:
+    """Let the page's time pass."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while not await page.evaluate(condition):
+            await page.clock.run_for(500)
+
+
 async def subscribed(request: Request, *messages: Any) -> None:
     socket = request.upgrade()
     await socket.hear()
@@ -99,8 +107,7 @@ async def test_a_polled_task_is_deleted(page: Page, server: Scripted) -> None:
     server.handlers.update(events=blocked, status=status)
     await page.clock.install()
     await page.evaluate(FOLLOW, "fetch")
-    while await page.evaluate("outcome") is None:
-        await page.clock.run_for(500)
+    await pass_until(page, "outcome !== null")
     assert await page.evaluate("outcome") == "Problem task_not_found because of task_not_found"
     assert await page.evaluate("states.slice(-3)") == [
         "polling connecting",
@@ -185,8 +192,7 @@ async def test_of_all_tasks_that_are_polled_some_are_deleted(page: Page, server:
     server.handlers.update(events=blocked, generate=listed, status=status)
     await page.clock.install()
     await page.evaluate(FOLLOW_ALL, "fetch")
-    while await page.evaluate("deleted.length") < 2:
-        await page.clock.run_for(500)
+    await pass_until(page, "deleted.length > 1")
     assert await page.evaluate("deleted") == ["held", "ended"]
     assert server.to("status")[0].query["taskId"] == "held"
     assert await page.evaluate("states.at(-1)") == "polling live"
