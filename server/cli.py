@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ def up(port: int | None, host: str | None, data: Path | None) -> None:
 
     DATABASE_URL, REDIS_URL, QSTASH_TOKEN and GENERATOR_URL each replace one part by yours.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to end in order
     from server.up import run_up
 
     overrides = {"PORT": port, "HOST": host, "DATA_DIR": data}

@@ -4,10 +4,13 @@ Request and task ids travel in contextvars, so that a line deep in the store sti
 Values are shortened here, once, because a log line must stay one line however hostile its input.
 """
 
+import contextlib
+import io
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -15,6 +18,20 @@ from server.settings import Settings
 
 VALUE_CHARACTERS_MAX = 2_000
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class _Stderr(io.TextIOBase):
+    """Standard error without a buffer, a line at a time. A line that cannot be written is dropped.
+
+    The terminal may be gone, the pipe closed or the disk full: no request may fail because of that.
+    """
+
+    def write(self, text: str) -> int:
+        rest = text.encode(errors="backslashreplace")
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(2, rest) :]
+        return len(text)
 
 
 def configure(settings: Settings, process: str) -> None:
@@ -34,7 +51,7 @@ def configure(settings: Settings, process: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
@@ -49,7 +66,7 @@ def _adopt_standard_logging(
         event.setdefault("process", process)
         return event
 
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_Stderr())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, named],

@@ -2,6 +2,7 @@
 
 The supervisor owns what must not be lost when a part dies: the data folder's lock, the listening sockets, the
 secrets. Parts that the settings replace (DATABASE_URL, REDIS_URL, QSTASH_TOKEN, GENERATOR_URL) are not started.
+What it does when something goes wrong is in docs/up.md.
 """
 
 import asyncio
@@ -10,24 +11,28 @@ import http.client
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import TypeVar
 
 import asyncpg
-import click
 import msgspec
 
+from server.clock import Clock
 from server.db import explain
-from server.dispatch.moved import Addresses, follow_move
+from server.dispatch.moved import Addresses, follow_move, hand_back
+from server.dispatch.step import follow_step
 from server.embedded.children import ChildFailed, end, spawn
+from server.embedded.ending import Ending, Stopped
 from server.embedded.folder import DataFolder, FolderRefused
+from server.embedded.listeners import CannotListen, open_listener
+from server.embedded.part import Part
 from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis, find_binary
+from server.embedded.space import Space
+from server.embedded.terminal import occupy_standard_files, say, warn
 from server.migrate import LOGIN_ROLE, MigrationRefused, create_login_role, migrate
 from server.settings import InvalidSettings, Settings, far_qstash_problems
 
@@ -36,18 +41,14 @@ ADDRESSES = "addresses.json"
 READY_SECONDS_MAX = 60.0
 NO_REDIS = "no Redis on this machine: changes travel by Postgres notices (install redis-server, or set REDIS_URL)"
 STOP_SECONDS_MAX = 3.5
-BACKOFF_SECONDS_MAX = 10.0
-STEADY_SECONDS = 30.0
 LOOK_SECONDS = 0.1
-BACKLOG = 4096
+DATABASE_FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+
+T = TypeVar("T")
 
 
 class CannotStart(Exception):
     """Why `up` stops at once, in one line."""
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked for the end. Of this kind, because an event loop passes no other on from its callbacks."""
 
 
 def run_up(overrides: Mapping[str, str]) -> int:
@@ -55,78 +56,64 @@ def run_up(overrides: Mapping[str, str]) -> int:
 
     Raises InvalidSettings.
     """
+    occupy_standard_files()
     env = {**os.environ, **overrides}
     settings = Settings.from_env(env)
-    supervisor = Supervisor(settings, env)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _stop)
+    ending = Ending()
+    supervisor = Supervisor(settings, env, ending)
     try:
+        ending.listen()
         supervisor.start()
-        click.echo(supervisor.banner())
-        sys.stdout.flush()
+        say(supervisor.banner())
         while True:
             supervisor.watch()
     except Stopped:
         return 0
-    except (CannotStart, ChildFailed, FolderRefused, MigrationRefused) as error:
-        click.echo(f"taskbeam: {error}", err=True)
+    except (CannotListen, CannotStart, ChildFailed, FolderRefused, MigrationRefused) as error:
+        warn(str(error))
+        return 1
+    except OSError as error:  # the disk is full, or something that should be ours is not
+        warn(f"{error.filename or settings.data_dir}: {error.strerror or error}")
         return 1
     finally:
-        # A second signal must not leave anything behind: it only has to wait a moment.
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, signal.SIG_IGN)
+        ending.begin()
         supervisor.stop()
-
-
-def _stop(_: int, __: FrameType | None) -> NoReturn:
-    raise Stopped
-
-
-class Part:
-    """One process of ours: how it is started, and how often it had to be."""
-
-    def __init__(self, name: str, begin: Callable[[], "subprocess.Popen[bytes]"]) -> None:
-        self.name = name
-        self.begin = begin
-        self.process = begin()
-        self.began = time.monotonic()
-        self.failures = 0
-        self.again_at: float | None = None
 
 
 class Supervisor:
     """Starts the parts in order, watches them, ends them in the reverse order."""
 
-    def __init__(self, settings: Settings, env: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, env: Mapping[str, str], ending: Ending) -> None:
         self._settings = settings
         self._env = dict(env)
+        self._ending = ending
         self._folder = DataFolder(settings.data_dir)
+        self._space = Space(self._folder.path)
+        self._clock = Clock()
+        self._stepped = 0.0
         self._postgres: EmbeddedPostgres | None = None
         self._redis: EmbeddedRedis | None = None
-        self._parts: list[Part] = []
+        self._services: list[Part] = []
+        self._processes: list[Part] = []
         self._sockets: list[socket.socket] = []
         self.origin = ""
 
     def start(self) -> None:
-        """Raises CannotStart, FolderRefused, ChildFailed or MigrationRefused."""
+        """Raises CannotStart, CannotListen, FolderRefused, ChildFailed, MigrationRefused or OSError."""
         settings = self._settings
         if problems := far_qstash_problems(settings):
             raise InvalidSettings(problems)
         self._folder.claim()
         web = self._listen(settings.host, settings.port)
-        origin = f"http://{_shown_host(settings.host)}:{web.getsockname()[1]}"
+        address, port = web.getsockname()[:2]
+        # Parts call each other by the address that is listened on: what a name stands for is not ours to say.
+        origin = f"http://{_in_url(address)}:{port}"
         self._env.update(
             DATA_DIR=str(self._folder.path),
-            PORT=str(web.getsockname()[1]),
-            LOG_FORMAT=self._env.get("LOG_FORMAT") or ("console" if sys.stderr.isatty() else "json"),
+            PORT=str(port),
+            LOG_FORMAT=self._env.get("LOG_FORMAT") or ("console" if sys.stderr and sys.stderr.isatty() else "json"),
         )
-        if settings.database_url is None:
-            self._postgres = EmbeddedPostgres(self._folder.path)
-            self._postgres.start()
-        if settings.redis_url is None and find_binary() is not None:
-            self._redis = EmbeddedRedis(self._folder.path)
-            self._redis.start()
-            self._env["REDIS_URL"] = self._redis.url()
+        self._start_services()
         asyncio.run(self._prepare_database())
         if self._redis is not None:
             self._redis.ready()
@@ -141,20 +128,25 @@ class Supervisor:
             self._add("generator", generator)
         self._add("web", web)
         self._await_web(web)
-        self.origin = origin
+        self.origin = f"http://{_in_url(settings.host)}:{port}"
+
+    def _start_services(self) -> None:
+        if self._settings.database_url is None:
+            self._postgres = postgres = EmbeddedPostgres(self._folder.path, say=warn)
+            postgres.prepare()
+            self._begin(Part(postgres.name, postgres.begin, postgres.log), self._services)
+        if self._settings.redis_url is None and find_binary() is not None:
+            self._redis = redis = EmbeddedRedis(self._folder.path)
+            self._begin(Part(redis.name, redis.start, redis.log), self._services)
+            self._env["REDIS_URL"] = redis.url()
+
+    def _begin(self, part: Part, among: list[Part]) -> None:
+        with self._ending.held():
+            among.append(part)
+            part.start()
 
     def _listen(self, host: str, port: int) -> socket.socket:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host.strip("[]"), port))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            listener.close()
-            raise CannotStart(
-                f"port {port} on {host} cannot be used: {error.strerror}; choose another with --port"
-            ) from None
+        listener = open_listener(host, port)
         self._sockets.append(listener)
         return listener
 
@@ -164,8 +156,8 @@ class Supervisor:
                 await migrate(self._settings.database_url or "")
             else:
                 await self._create_database(self._postgres)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
-            whose = "DATABASE_URL" if self._postgres is None else "the private Postgres"
+        except DATABASE_FAILURES as error:
+            whose = "DATABASE_URL" if self._postgres is None else self._postgres.name
             raise CannotStart(f"{whose}: {explain(error, self._settings.database_url or '')}") from error
 
     async def _create_database(self, postgres: EmbeddedPostgres) -> None:
@@ -177,12 +169,17 @@ class Supervisor:
         finally:
             await connection.close()
         await migrate(postgres.url(DATABASE))
-        connection = await asyncpg.connect(postgres.url(DATABASE))
+        await self._as_owner(create_login_role)
+        await self._as_owner(hand_back)  # the folder's lock is ours: nobody else works on it
+        self._env["DATABASE_URL"] = postgres.url(DATABASE, LOGIN_ROLE)
+
+    async def _as_owner(self, work: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]]) -> T:
+        url = self._settings.database_url if self._postgres is None else self._postgres.url(DATABASE)
+        connection = await asyncpg.connect(url, timeout=5)
         try:
-            await create_login_role(connection)
+            return await work(connection)
         finally:
             await connection.close()
-        self._env["DATABASE_URL"] = postgres.url(DATABASE, LOGIN_ROLE)
 
     async def _follow_move(self, here: Addresses) -> None:
         """What was accepted before a restart must reach us where we are now."""
@@ -191,12 +188,8 @@ class Supervisor:
         if before == now:
             return
         if before:
-            url = self._settings.database_url if self._postgres is None else self._postgres.url(DATABASE)
-            connection = await asyncpg.connect(url)
-            try:
-                await follow_move(connection, msgspec.convert(before, Addresses), here)
-            finally:
-                await connection.close()
+            old = msgspec.convert(before, Addresses)
+            await self._as_owner(lambda connection: follow_move(connection, old, here))
         self._folder.remember(ADDRESSES, now)
 
     def _add_dispatcher(self, origin: str) -> None:
@@ -212,14 +205,14 @@ class Supervisor:
         fd = listener.fileno()
         script = Path(sys.argv[0]).absolute()
         argv = [sys.executable, str(script), name, "--fd", str(fd)]
-        self._parts.append(Part(name, lambda: spawn(argv, env=self._env, pass_fds=(fd,))))
+        self._begin(Part(name, lambda: spawn(argv, env=self._env, pass_fds=(fd,))), self._processes)
 
     def _await_web(self, listener: socket.socket) -> None:
         host, port = listener.getsockname()[:2]
         deadline = time.monotonic() + READY_SECONDS_MAX
         while time.monotonic() < deadline:
             self._look()
-            if any(part.failures for part in self._parts):
+            if any(part.failures for part in (*self._services, *self._processes)):
                 raise ChildFailed("a part did not start: what it said stands above")
             with contextlib.suppress(OSError, http.client.HTTPException):
                 connection = http.client.HTTPConnection(host, port, timeout=2)
@@ -232,11 +225,11 @@ class Supervisor:
 
     def pid(self, name: str) -> int:
         """The process id of one of our parts. Raises StopIteration where there is none of that name."""
-        return next(part.process.pid for part in self._parts if part.name == name)
+        return next(part.process.pid for part in self._processes if part.name == name and part.process)
 
     def banner(self) -> str:
         """What was started, where its data lies, and the address."""
-        ours = [part.name for part in self._parts]
+        ours = [part.name for part in self._processes]
         lines = [
             f"Taskbeam: {', '.join(ours)}"
             + (", private Postgres" if self._postgres else "")
@@ -249,45 +242,41 @@ class Supervisor:
         return "\n".join(lines)
 
     def watch(self) -> None:
-        """Wait a moment, then start again what has ended."""
+        """Wait a moment, then start again what has ended, and see to the disk and the clock."""
         time.sleep(LOOK_SECONDS)
         self._look()
+        if text := self._space.look(time.monotonic()):
+            warn(text)
+        self._follow_clock()
 
     def _look(self) -> None:
-        for service in (self._postgres, self._redis):
-            if service is not None and service.process is not None and service.process.poll() is not None:
-                click.echo(f"taskbeam: {service.name} ended; starting it again", err=True)
-                service.start()
-                time.sleep(0.5)
-        now = time.monotonic()
-        for part in self._parts:
-            if part.again_at is not None:
-                if now >= part.again_at:
-                    part.again_at = None
-                    part.began = now
-                    part.process = part.begin()
-            elif part.process.poll() is not None:
-                part.failures = 1 if now - part.began > STEADY_SECONDS else part.failures + 1
-                pause = min(BACKOFF_SECONDS_MAX, 2.0 ** (part.failures - 1))
-                part.again_at = now + pause
-                click.echo(f"taskbeam: {part.name} ended ({_how(part.process)}); again in {pause:.0f} s", err=True)
+        for part in (*self._services, *self._processes):
+            with self._ending.held():
+                text = part.look(time.monotonic())
+            if text:
+                warn(text)
+
+    def _follow_clock(self) -> None:
+        step = self._clock.step()
+        if step and self._postgres is not None:  # another machine's Postgres has another clock
+            warn(f"the clock was put {'forward' if step > 0 else 'back'} by {abs(step):.0f} s: deadlines follow")
+            self._stepped += step
+        if self._stepped:
+            with contextlib.suppress(*DATABASE_FAILURES):  # it is away: again in a moment
+                asyncio.run(self._as_owner(lambda connection: follow_step(connection, self._stepped)))
+                self._stepped = 0.0
 
     def stop(self) -> None:
         """End all, the database last. Idempotent."""
         for listener in self._sockets:
             listener.close()
-        end([part.process for part in self._parts], signal.SIGTERM, STOP_SECONDS_MAX)
-        self._parts.clear()
+        end([part.process for part in self._processes if part.process is not None], signal.SIGTERM, STOP_SECONDS_MAX)
+        self._processes.clear()
         if self._redis is not None:
             self._redis.stop()
         if self._postgres is not None:
             self._postgres.stop()
 
 
-def _shown_host(host: str) -> str:
+def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
-
-
-def _how(process: "subprocess.Popen[bytes]") -> str:
-    code = process.returncode
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"

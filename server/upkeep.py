@@ -4,9 +4,11 @@ Ends tasks whose deadline has passed, looks how long tasks take of late, and let
 """
 
 import asyncio
+import time
 
 import structlog
 
+from server.clock import Clock
 from server.db import DATABASE_ERRORS
 from server.metrics import Metrics
 from server.retention import Retention
@@ -18,6 +20,8 @@ log = structlog.get_logger()
 
 PERIOD_SECONDS = 2.0
 PACE_EVERY = 5
+# After a step of the clock nobody is late before what is pending has followed it (up.py).
+STEPPED_SECONDS = 6.0
 
 
 class Upkeep:
@@ -31,6 +35,8 @@ class Upkeep:
         self._retention = retention
         self._pace = pace
         self._metrics = metrics
+        self._clock = Clock()
+        self._stepped_at = -STEPPED_SECONDS
 
     async def run(self) -> None:
         turn = 0
@@ -47,8 +53,9 @@ class Upkeep:
             await asyncio.sleep(PERIOD_SECONDS)
 
     async def _turn(self, turn: int) -> None:
-        expired = await self._store.expire()
-        if expired:
+        if self._clock.step():
+            self._stepped_at = time.monotonic()
+        if time.monotonic() - self._stepped_at >= STEPPED_SECONDS and (expired := await self._store.expire()):
             self._metrics.expired.inc(expired)
         if turn % PACE_EVERY == 0:
             self._pace.typical_seconds = await self._reader.typical_seconds()

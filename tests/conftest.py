@@ -22,6 +22,7 @@ from server.migrate import create_login_role, migrate
 from server.settings import Settings
 from tests.clusters import hosted, hosted_cluster, supabase, supabase_cluster  # noqa: F401  (fixtures)
 from tests.deployment import Database, Deployment
+from tests.supervised import place, up  # noqa: F401  (fixtures)
 
 TEMPLATE = "template_taskbeam"
 

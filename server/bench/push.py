@@ -21,6 +21,8 @@ import msgspec
 
 from server.bench.clients import Callbacks, Clients, Poller, Publisher
 from server.embedded.children import ChildFailed
+from server.embedded.ending import Ending
+from server.embedded.listeners import CannotListen
 from server.settings import Settings
 from server.up import CannotStart, Supervisor
 
@@ -64,7 +66,7 @@ def run_bench(streams: int, rate: int, seconds: float, as_json: bool) -> int:
         try:
             supervisor.start()
             figures = asyncio.run(_measure(supervisor, listener, streams, rate, seconds))
-        except (CannotStart, ChildFailed) as error:
+        except (CannotListen, CannotStart, ChildFailed) as error:
             raise click.ClickException(str(error)) from error
         finally:
             supervisor.stop()
@@ -84,7 +86,7 @@ def _supervisor(folder: Path, port: int) -> Supervisor:
         "GENERATOR_URL": f"http://127.0.0.1:{port}/",
         "PATH": "/usr/local/bin:/usr/bin:/bin",
     }
-    return Supervisor(Settings.from_env(env), env)
+    return Supervisor(Settings.from_env(env), env, Ending())
 
 
 async def _measure(supervisor: Supervisor, listener: socket.socket, streams: int, rate: int, seconds: float) -> Figures:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import structlog
 
 from server import failpoints
+from server.clock import Clock
 from server.db import DATABASE_ERRORS
 from server.dispatch import retry
 from server.dispatch.delivery import Answer, Sender
@@ -63,6 +64,7 @@ class Engine:
         self._claiming = asyncio.Lock()
         self._stopping = False
         self._cut_off_at = -RECOVERY_SECONDS
+        self._clock = Clock()
 
     def poke(self) -> None:
         self._poked.set()
@@ -219,6 +221,8 @@ class Engine:
                 log.info("delivery_dropped", **_about(message))
 
     async def _reap(self) -> None:
+        if self._clock.step():
+            self._cut_off_at = time.monotonic()  # every lease looks run out, or none does: who lives renews his first
         if time.monotonic() - self._cut_off_at < RECOVERY_SECONDS:
             return  # the others were cut off as well: they live, and renew what they hold first
         for message in await self._messages.expired():

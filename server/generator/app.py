@@ -36,6 +36,9 @@ JOBS_AT_ONCE = 64
 LEAVE_SECONDS = 0.95
 REPORT_SECONDS_MAX = 2.0
 REPORTS_A_SECOND = 2
+# A picture that cannot be stored is tried again this often, for this share of the time a request may take.
+ROOM_PERIOD_SECONDS = 1.0
+ROOM_SHARE = 0.8
 STAGES = ("Reading the prompt", "Mixing the colours", "Painting the sky", "Raising the hills", "Adding the light")
 
 
@@ -50,6 +53,8 @@ class Generator:
 
     def __init__(self, settings: Settings) -> None:
         self._seconds = settings.generator_seconds
+        # The dispatcher gives up a request a little later than this, and asks again.
+        self._room_seconds = max(0.0, settings.generator_timeout_seconds * ROOM_SHARE - settings.generator_seconds)
         self._folder = settings.data_dir / "results"
         self._keys = settings.signing_keys
         self._url = settings.generator_url or ""
@@ -121,9 +126,23 @@ class Generator:
             if await reports.send(int(share * 100), stage, step=step, steps=steps, preview=shown):
                 return _answer(200, {"cancelled": True})
         await asyncio.sleep(max(0.0, began + seconds - time.monotonic()))
+        return await self._keep(await asyncio.to_thread(draw.encode, image), reports)
+
+    async def _keep(self, picture: bytes, reports: "Reports") -> Response:
+        """Store it. A disk that is full need not cost the task: there may be room again in a moment."""
         name = f"{secrets.token_urlsafe(24)}.png"
-        await asyncio.to_thread(lambda: results.save(self._folder, name, draw.encode(image)))
-        return _answer(200, {"result": f"/results/{name}"})
+        deadline = time.monotonic() + self._room_seconds
+        while True:
+            try:
+                await asyncio.to_thread(results.save, self._folder, name, picture)
+                return _answer(200, {"result": f"/results/{name}"})
+            except OSError as error:
+                log.warning("picture_not_stored", reason=error.strerror)
+                if time.monotonic() > deadline:
+                    return _answer(507, {"error": f"The picture could not be stored: {error.strerror}"})
+            if await reports.send(99, "Waiting for room to store the picture"):
+                return _answer(200, {"cancelled": True})
+            await asyncio.sleep(ROOM_PERIOD_SECONDS)
 
 
 class Reports:

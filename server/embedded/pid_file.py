@@ -1,0 +1,65 @@
+"""What a Postgres that was killed leaves behind: pid files, whose pids may be somebody else's by now.
+
+Postgres believes such a file when a process of that number lives, whoever it is, and refuses to start. It may not
+simply be deleted either: by it Postgres also finds out that processes of the dead server still write to the cluster.
+"""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+from server.embedded.children import ChildFailed
+
+ORPHAN_SECONDS_MAX = 15.0
+
+
+def release_pid_files(cluster: Path, sockets: Path) -> None:
+    """Wait for a server of this cluster that is ending; then make its files name nobody who lives but us.
+
+    To be called by whoever holds the data folder. No process is ever signalled. Raises ChildFailed where one still
+    runs, and OSError.
+    """
+    pid_file = cluster / "postmaster.pid"
+    deadline = time.monotonic() + ORPHAN_SECONDS_MAX
+    while (pid := _pid_in(pid_file)) is not None and _works_in(pid, cluster):
+        if time.monotonic() > deadline:
+            raise ChildFailed(f"another Postgres (process {pid}) is running on {cluster}: end it with kill -INT {pid}")
+        time.sleep(0.05)
+    if pid is not None and _lives(pid):
+        _sign(pid_file)
+    elif pid is None:
+        pid_file.unlink(missing_ok=True)  # it was killed before it could write its number
+    for stale in sockets.glob(".s.PGSQL.*"):
+        stale.unlink(missing_ok=True)
+
+
+def _pid_in(pid_file: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return abs(int(pid_file.read_text(errors="replace").splitlines()[0]))
+    return None
+
+
+def _works_in(pid: int, cluster: Path) -> bool:
+    """Whether it is a server of this cluster: that is the folder it works in."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cwd").samefile(cluster)
+    return False
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _sign(pid_file: Path) -> None:
+    """Put our own number in: a Postgres takes its parent's for a stale one, and goes on to look for writers."""
+    lines = pid_file.read_bytes().splitlines(keepends=True)
+    with pid_file.open("r+b") as file:  # in place: its owner and mode stay
+        file.write(b"".join([f"{os.getpid()}\n".encode(), *lines[1:]]))
+        file.truncate()
