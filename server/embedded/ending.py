@@ -48,5 +48,7 @@ class Ending:
             raise Stopped
 
     def begin(self) -> None:
-        """The end has begun, for whatever reason: from now on signals change nothing."""
+        """The end has begun, for whatever reason: from now on signals change nothing, to the very last moment."""
         self._asked = True
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
