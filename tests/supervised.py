@@ -47,6 +47,19 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def of_folder(folder: Path) -> list[str]:
+    """Every process whose command line names the folder: also one that is nobody's child any more."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(folder) in line:
+            found.append(f"{entry.name}: {line}")
+    return found
+
+
 class Up:
     """One `taskbeam up`; `begin()`, then `await ready()`."""
 

@@ -17,23 +17,10 @@ import pytest
 
 from tests.deployment import COMMAND, clean_env
 from tests.sse import changes
-from tests.supervised import READY_SECONDS_MAX, Up, descendants, wait_gone
+from tests.supervised import READY_SECONDS_MAX, Up, descendants, of_folder, wait_gone
 
 SEED = 20261124
 MOMENTS = 4
-
-
-def of_folder(folder: Path) -> list[str]:
-    """Every process whose command line names the folder: also one that is nobody's child any more."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(folder) in line:
-            found.append(f"{entry.name}: {line}")
-    return found
 
 
 def check_nothing_left(folder: Path, below: list[int], seconds: float = 2) -> None:
