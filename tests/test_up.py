@@ -150,12 +150,3 @@ async def test_where_no_redis_can_be_found(up: Callable[..., Up], place: Path) -
         assert seen[-1].data["status"] == "completed"
         assert len({event.data["progress"] for event in seen} - {None, 0, 100}) >= 1
     assert one.end() == 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root's Postgres runs as another user")
-async def test_below_a_folder_that_no_other_user_may_enter(up: Callable[..., Up], place: Path) -> None:
-    (place / "private").mkdir(mode=0o700)
-    one = await up("private/data").started()
-    assert "Postgres keeps its files in" in one.output()
-    assert (place / "private").stat().st_mode & 0o777 == 0o700
-    assert one.end() == 0

