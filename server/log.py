@@ -80,6 +80,8 @@ def _adopt_standard_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))  # libraries speak up only when something is wrong
+    # Its pool tells each second, with a traceback, what our loops tell once and in a line: Postgres is away.
+    logging.getLogger("asyncpg").setLevel(logging.ERROR)
 
 
 def _shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

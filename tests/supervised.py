@@ -63,10 +63,10 @@ def of_folder(folder: Path) -> list[str]:
 class Up:
     """One `taskbeam up`; `begin()`, then `await ready()`."""
 
-    def __init__(self, data: Path, **env: str) -> None:
+    def __init__(self, data: Path, logs: Path, **env: str) -> None:
         self.data = data
         self.env = {**clean_env(), "GENERATOR_SECONDS": "1", **env}
-        self.log = data.parent / f"up-{secrets.token_hex(3)}.log"
+        self.log = logs / f"up-{secrets.token_hex(3)}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
@@ -128,7 +128,7 @@ async def up(place: Path) -> AsyncIterator[Callable[..., Up]]:
     made: list[Up] = []
 
     def make(folder: str = "data", **env: str) -> Up:
-        made.append(Up(place / folder, **env))
+        made.append(Up(place / folder, place, **env))
         return made[-1]
 
     yield make

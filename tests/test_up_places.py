@@ -28,7 +28,6 @@ async def completes(one: Up) -> None:
 
 async def test_a_long_path_with_spaces_and_more_and_no_home(up: Callable[..., Up], place: Path) -> None:
     name = f"Meine Bilder, ä & 'b' \"c\" %20/{'lang' * 40}"
-    (place / name).parent.mkdir()
     one = up(name, TMPDIR="/nowhere/at all", HOME="/proc/no/home")
     await one.started()
     folders = [SocketFolder(place / name / kind).path for kind in ("socket", "socket-redis")]

@@ -6,6 +6,7 @@ them in order.
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ PR_SET_PDEATHSIG = 1
 LOG_BYTES_KEPT = 5_000_000
 WORDS_BYTES_MAX = 65_536
 WORDS_CHARACTERS_MAX = 300
+FULL = os.strerror(errno.ENOSPC)
 COMPLAINT = re.compile(r"\b(?:PANIC|FATAL|ERROR|error):\s+|error while |# Fatal error|\bCan't ")
 _prctl: Callable[..., int] | None = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
 
@@ -34,7 +36,7 @@ def spawn(
     env: Mapping[str, str] | None = None,
     user: int | None = None,
     death_signal: int = signal.SIGKILL,
-    output: IO[Any] | None = None,
+    output: IO[Any] | int | None = None,
     pass_fds: Sequence[int] = (),
     cwd: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
@@ -82,16 +84,24 @@ def end(children: Sequence["subprocess.Popen[bytes]"], how: int, seconds: float)
             child.wait()
 
 
-def run_to_end(argv: Sequence[str], **options: Any) -> int:
-    """spawn() and wait; the exit code. Whatever interrupts this ends the process, and those it has started."""
-    child = spawn(argv, **options)
+def run_to_end(argv: Sequence[str], log: Path, **options: Any) -> None:
+    """spawn() and wait. What interrupts this ends the process, and those it has started. Raises ChildFailed, OSError.
+
+    What it says is kept in the log too, if that can be written: it may just be the disk that is full.
+    """
+    child = spawn(argv, output=subprocess.PIPE, **options)
     try:
-        return child.wait()
+        said, _ = child.communicate()
     finally:
         if child.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+    with contextlib.suppress(OSError), open_log(log) as file:
+        file.write(said)
+    if child.returncode != 0:
+        reason = _complaint(said) or f"exit code {child.returncode}"
+        raise ChildFailed(f"{Path(argv[0]).name}: {reason}")
 
 
 def open_log(path: Path) -> IO[bytes]:
@@ -105,7 +115,13 @@ def last_words(path: Path, since: int = 0) -> str:
     """Why it ended, by its log after the byte `since`: its last complaint; "" for none."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         file.seek(max(since, path.stat().st_size - WORDS_BYTES_MAX))
-        lines = file.read().decode(errors="replace").splitlines()
-        complaints = [COMPLAINT.split(line, maxsplit=1)[1] for line in lines if COMPLAINT.search(line)]
-        return complaints[-1].strip()[:WORDS_CHARACTERS_MAX] if complaints else ""
+        return _complaint(file.read())
     return ""
+
+
+def _complaint(said: bytes) -> str:
+    lines = said.decode(errors="replace").splitlines()
+    complaints = [COMPLAINT.split(line, maxsplit=1)[1] for line in lines if COMPLAINT.search(line)]
+    # Much else fails after a disk is full: that is no reason, but a consequence.
+    full = [words for words in complaints if FULL in words]
+    return (full or complaints or [""])[-1].strip()[:WORDS_CHARACTERS_MAX]

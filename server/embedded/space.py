@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 # A few segments of Postgres' log, and some pictures.
-LOW_BYTES = 64 * 1024 * 1024
+LOW_BYTES = 32 * 1024 * 1024
 LOOK_SECONDS = 1.0
 
 

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from server.embedded.children import ChildFailed, last_words, open_log, run_to_end
+from server.embedded.children import ChildFailed, run_to_end
 
 # Where Debian, and the packages of the Postgres project, put the binaries of each version.
 INSTALLED = ("/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin")
@@ -58,19 +58,20 @@ def bring_over(
     options = [] if _has_checksums(cluster, older) else ["--no-data-checksums"]
     create(new, *options)
 
-    def run(*argv: str) -> None:
-        with open_log(log) as output:
-            since = output.seek(0, os.SEEK_END)
-            if run_to_end(argv, user=user, output=output, cwd=sockets) != 0:
-                shutil.rmtree(new, ignore_errors=True)
-                raise ChildFailed(f"the database could not be brought over: {last_words(log, since)} ({log})")
-
-    # What a crash left is for the older one to recover: it has nothing to read and ends.
-    run(str(older / "postgres"), "--single", "-D", str(cluster), "postgres")
-    run(
-        *(str(binaries / "pg_upgrade"), f"--username={superuser}", f"--socketdir={sockets}"),
-        *(f"--old-bindir={older}", f"--new-bindir={binaries}", f"--old-datadir={cluster}", f"--new-datadir={new}"),
-    )
+    try:
+        # What a crash left is for the older one to recover: it has nothing to read, and ends.
+        run_to_end([str(older / "postgres"), "--single", "-D", str(cluster), "postgres"], log, user=user)
+        argv = [str(binaries / "pg_upgrade"), f"--username={superuser}", f"--socketdir={sockets}"]
+        argv += [
+            f"--old-bindir={older}",
+            f"--new-bindir={binaries}",
+            f"--old-datadir={cluster}",
+            f"--new-datadir={new}",
+        ]
+        run_to_end(argv, log, user=user, cwd=sockets)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     os.sync()
     kept = cluster.with_name(f"{cluster.name}.{old}")
     cluster.rename(kept)
