@@ -37,8 +37,10 @@ async def ready_again(one: Up, client: httpx.AsyncClient) -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_every_part_that_is_killed_is_started_again_and_told_in_a_line(up: Callable[..., Up]) -> None:
-    one = await up(GENERATOR_SECONDS="2").started()
+async def test_every_part_that_is_killed_is_started_again_and_told_in_a_line(
+    up: Callable[..., Up], place: Path
+) -> None:
+    one = await up(GENERATOR_SECONDS="1.5").started()
     async with one.client() as client:
         task_id = (await client.post("/api/generate", json={"prompt": "through it all"})).json()["taskId"]
         for words, name in (
@@ -57,12 +59,8 @@ async def test_every_part_that_is_killed_is_started_again_and_told_in_a_line(up:
         await ready_again(one, client)
         async with asyncio.timeout(30):
             assert (await changes(client, f"taskId={task_id}"))[-1].data["status"] == "completed"
-    assert one.end() == 0
 
-
-async def test_updates_go_on_while_redis_is_away(up: Callable[..., Up], place: Path) -> None:
-    one = await up(GENERATOR_SECONDS="2").started()
-    async with one.client() as client:
+        # Redis, while a stream is open: updates go on.
         task_id = (await client.post("/api/generate", json={"prompt": "a hint is lost"})).json()["taskId"]
         following = asyncio.create_task(changes(client, f"taskId={task_id}"))
         await asyncio.sleep(0.3)
@@ -82,7 +80,7 @@ async def test_updates_go_on_while_redis_is_away(up: Callable[..., Up], place: P
         pauses = re.findall(
             r"the private Redis could not be started \(.*File exists.*\); again in (\S+) s", one.output()
         )
-        assert pauses[:2] == ["0.5", "1"]
+        assert pauses[:2] == ["1", "2"]
         sockets.unlink()
         await until(one, lambda: pid_of(one, "redis-server"))
         await ready_again(one, client)

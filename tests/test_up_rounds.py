@@ -88,6 +88,9 @@ async def test_rounds_of_kill(up: Callable[..., Up], place: Path) -> None:
             assert "failed" not in found.values(), found
             assert time.monotonic() < deadline, found
             await asyncio.sleep(0.1)
+        for task_id in accepted:
+            task = (await client.get(f"/api/generate/status?taskId={task_id}")).json()
+            assert (await client.get(task["result"])).headers["content-type"] == "image/png"
         listed = (await client.get("/api/generate?limit=100")).json()["tasks"]
         assert accepted <= {task["taskId"] for task in listed}
     assert len(accepted) >= ROUNDS

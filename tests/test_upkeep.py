@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+import pytest
+
+from server import upkeep as module
+from server.clock import Clock
 from server.db import Pool
 from server.metrics import Metrics
 from server.retention import Retention
@@ -27,3 +31,24 @@ async def test_a_turn(pool: Pool, owner: Connection, tmp_path: Path) -> None:
     assert await owner.fetchval("select status::text from image_generations where task_id = $1", overdue) == "failed"
     assert await owner.fetchval("select count(*) from taskbeam.callbacks_seen") == 0, "the retention had its turn"
     assert pace.typical_seconds is not None
+
+
+async def test_nobody_is_late_right_after_a_step_of_the_clock(
+    pool: Pool, owner: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: TaskStore = store_on(pool, [])
+    user = User()
+    retention = Retention(pool, tmp_path, Metrics(), tasks_days=None, events_days=None)
+    upkeep = Upkeep(store, TaskReader(pool, public_url=""), Pace(), retention, Metrics())
+    task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
+    wall = [1_800_000_000.0]
+    upkeep._clock = Clock(lambda: wall[0], lambda: 0.0)
+    await owner.execute("update image_generations set deadline_at = now() - interval '45 m'")
+    wall[0] += 3_600
+    status = "select status::text from image_generations where task_id = $1"
+    for turn in (0, 1):  # what is pending follows the step in a moment
+        await upkeep._turn(turn)
+        assert await owner.fetchval(status, task_id) == "pending"
+    monkeypatch.setattr(module, "STEPPED_SECONDS", 0.0)
+    await upkeep._turn(2)
+    assert await owner.fetchval(status, task_id) == "failed"

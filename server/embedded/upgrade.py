@@ -61,7 +61,7 @@ def bring_over(
     try:
         # What a crash left is for the older one to recover: it has nothing to read, and ends.
         run_to_end([str(older / "postgres"), "--single", "-D", str(cluster), "postgres"], log, user=user)
-        argv = [str(binaries / "pg_upgrade"), f"--username={superuser}", f"--socketdir={sockets}"]
+        argv = [str(binaries / "pg_upgrade"), f"--username={superuser}", f"--socketdir={sockets}", "--no-sync"]
         argv += [
             f"--old-bindir={older}",
             f"--new-bindir={binaries}",
@@ -72,7 +72,7 @@ def bring_over(
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
-    os.sync()
+    os.sync()  # once for all of it
     kept = cluster.with_name(f"{cluster.name}.{old}")
     cluster.rename(kept)
     finish(cluster)

@@ -3,7 +3,10 @@
 import asyncpg
 import pytest
 
+from server.clock import Clock
 from server.db import Pool
+from server.dispatch.delivery import Sender
+from server.dispatch.engine import RECOVERY_SECONDS, Engine
 from server.dispatch.message import Draft
 from server.dispatch.messages import LEASE_SECONDS, Messages
 from server.dispatch.moved import hand_back
@@ -79,3 +82,25 @@ async def test_what_was_held_at_the_end_is_due_again_and_not_counted(
         (held,) = await messages.claim(1, 0)
         assert held.deliveries == 1
         await hand_back(owner)
+
+
+async def test_a_step_is_no_reason_to_take_others_for_dead(
+    pool: Pool, owner: "asyncpg.Connection[asyncpg.Record]"
+) -> None:
+    messages = Messages(pool)
+    message_id, _ = await messages.publish(Draft(url="http://a.test/"), "")
+    await messages.claim(1, 0)
+    sender = Sender("sig_0123456789abcdefghijklmnopqr", set())
+    engine = Engine(messages, sender, 1)
+    wall = [1_800_000_000.0]
+    engine._clock = Clock(lambda: wall[0], lambda: 0.0)
+    await step(owner, HOUR)
+    wall[0] += HOUR
+    state = "select state::text from dispatcher.messages where id = $1"
+    for _ in range(2):  # its holder lives, and renews the lease meanwhile
+        await engine._reap()
+        assert await owner.fetchval(state, message_id) == "active"
+    engine._cut_off_at -= RECOVERY_SECONDS
+    await engine._reap()
+    assert await owner.fetchval(state, message_id) == "retry"
+    await sender.close()
