@@ -36,7 +36,7 @@ async def test_nothing_comes_early_and_nothing_an_hour_late(
 ) -> None:
     await owner.execute(TASK)
     await owner.execute("insert into taskbeam.dispatches (task_id, attempt) values ('t_step', 1)")
-    messages = Messages(pool)
+    messages = Messages(pool, kept_days=None, dead_letters_kept_days=None)
     store = TaskStore(pool, lambda _: None, public_url="", deadline_seconds=900)
     held_id, _ = await messages.publish(Draft(url="http://a.test/", deduplication_id="one"), "")
     (held,) = await messages.claim(1, 0)
@@ -62,7 +62,7 @@ async def test_nothing_comes_early_and_nothing_an_hour_late(
 async def test_without_it_all_that(pool: Pool, owner: "asyncpg.Connection[asyncpg.Record]") -> None:
     """What it is for: else the test above proves nothing."""
     await owner.execute(TASK)
-    messages = Messages(pool)
+    messages = Messages(pool, kept_days=None, dead_letters_kept_days=None)
     store = TaskStore(pool, lambda _: None, public_url="", deadline_seconds=900)
     await messages.publish(Draft(url="http://a.test/"), "")
     await step(owner, -HOUR)
@@ -75,7 +75,7 @@ async def test_without_it_all_that(pool: Pool, owner: "asyncpg.Connection[asyncp
 async def test_what_was_held_at_the_end_is_due_again_and_not_counted(
     pool: Pool, owner: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    messages = Messages(pool)
+    messages = Messages(pool, kept_days=None, dead_letters_kept_days=None)
     for _ in range(5):
         if not await owner.fetchval("select exists (select from dispatcher.messages)"):
             await messages.publish(Draft(url="http://a.test/", max_retries=1), "")
@@ -87,7 +87,7 @@ async def test_what_was_held_at_the_end_is_due_again_and_not_counted(
 async def test_a_step_is_no_reason_to_take_others_for_dead(
     pool: Pool, owner: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    messages = Messages(pool)
+    messages = Messages(pool, kept_days=None, dead_letters_kept_days=None)
     message_id, _ = await messages.publish(Draft(url="http://a.test/"), "")
     await messages.claim(1, 0)
     sender = Sender("sig_0123456789abcdefghijklmnopqr", set())
