@@ -73,6 +73,8 @@ async def test_nobody_reads_what_it_says(place: Path) -> None:
                 assert (await changes(client, f"taskId={task_id}"))[-1].data["status"] == "completed"
             below = descendants(process.pid)
             assert len(below) >= 5
+            # What it said went nowhere, and not into a file that took the closed one's place.
+            assert (data / "lock").read_text() == str(process.pid)
         finally:
             process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0

@@ -82,6 +82,7 @@ async def test_full_while_it_runs(up: Callable[..., Up], disk: Path) -> None:
             assert "failed" not in found.values(), found
             assert time.monotonic() < deadline, (found, one.output())
             await asyncio.sleep(0.1)
+        assert '"status": 507' not in one.output(), "a picture that waits costs no delivery"
         assert "there is room again on the disk of" in one.output()
     assert "Traceback" not in one.output()
     assert one.end() == 0

@@ -1,11 +1,10 @@
 """What a Postgres that was killed leaves behind: pid files, whose pids may be somebody else's by now.
 
-Postgres believes such a file when a process of that number lives, whoever it is, and refuses to start. It may not
-simply be deleted either: by it Postgres also finds out that processes of the dead server still write to the cluster.
+Postgres believes such a file when a process of that number lives, whoever it is, and refuses to start. Processes of the
+dead server that still write to the cluster are found by Postgres itself, by the shared memory they hold.
 """
 
 import contextlib
-import os
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ ORPHAN_SECONDS_MAX = 15.0
 
 
 def release_pid_files(cluster: Path, sockets: Path) -> None:
-    """Wait for a server of this cluster that is ending; then make its files name nobody who lives but us.
+    """Wait for a server of this cluster that is ending, then take its files away.
 
     To be called by whoever holds the data folder. No process is ever signalled. Raises ChildFailed where one still
     runs, and OSError.
@@ -26,11 +25,7 @@ def release_pid_files(cluster: Path, sockets: Path) -> None:
         if time.monotonic() > deadline:
             raise ChildFailed(f"another Postgres (process {pid}) is running on {cluster}: end it with kill -INT {pid}")
         time.sleep(0.05)
-    if pid is not None and _lives(pid):
-        _sign(pid_file)
-    elif pid is None:
-        pid_file.unlink(missing_ok=True)  # it was killed before it could write its number
-    for stale in sockets.glob(".s.PGSQL.*"):
+    for stale in (pid_file, *sockets.glob(".s.PGSQL.*")):
         stale.unlink(missing_ok=True)
 
 
@@ -45,21 +40,3 @@ def _works_in(pid: int, cluster: Path) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cwd").samefile(cluster)
     return False
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
-
-
-def _sign(pid_file: Path) -> None:
-    """Put our own number in: a Postgres takes its parent's for a stale one, and goes on to look for writers."""
-    lines = pid_file.read_bytes().splitlines(keepends=True)
-    with pid_file.open("r+b") as file:  # in place: its owner and mode stay
-        file.write(b"".join([f"{os.getpid()}\n".encode(), *lines[1:]]))
-        file.truncate()

@@ -13,6 +13,7 @@ import pytest
 
 from server.embedded import pid_file
 from server.embedded.children import ChildFailed
+from server.embedded.home import server_user
 from server.embedded.postgres import EmbeddedPostgres
 from tests.supervised import wait_gone
 
@@ -33,7 +34,7 @@ def cluster() -> Iterator[Path]:
 @pytest.fixture
 def bystander() -> Iterator["subprocess.Popen[bytes]"]:
     """A process that has nothing to do with it; it must live to the end."""
-    process = subprocess.Popen(SLEEP)
+    process = subprocess.Popen(SLEEP, user=server_user())  # Postgres cares only for those it could signal
     yield process
     assert process.poll() is None
     process.kill()
@@ -113,7 +114,7 @@ async def test_a_process_of_the_dead_server_that_still_writes_is_seen(cluster: P
     connection = await asyncpg.connect(first.url("postgres"))
     backend = await connection.fetchval("select pg_backend_pid()")
     os.kill(backend, signal.SIGSTOP)
-    bystander = subprocess.Popen(SLEEP)  # noqa: ASYNC220
+    bystander = subprocess.Popen(SLEEP, user=server_user())  # noqa: ASYNC220
     second = EmbeddedPostgres(cluster)
     try:
         assert first.process is not None
