@@ -94,4 +94,5 @@ async def test_rounds_of_kill(up: Callable[..., Up], place: Path) -> None:
         listed = (await client.get("/api/generate?limit=100")).json()["tasks"]
         assert accepted <= {task["taskId"] for task in listed}
     assert len(accepted) >= ROUNDS
+    assert "lease_expired" not in one.output(), "what was held at the kill is handed back at the start"
     assert one.end() == 0
