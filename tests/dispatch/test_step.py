@@ -9,6 +9,7 @@ from server.dispatch.delivery import Sender
 from server.dispatch.engine import RECOVERY_SECONDS, Engine
 from server.dispatch.message import Draft
 from server.dispatch.messages import LEASE_SECONDS, Messages
+from server.dispatch.metrics import DispatcherMetrics
 from server.dispatch.moved import hand_back
 from server.dispatch.step import follow_step
 from server.tasks.store import TaskStore
