@@ -1,7 +1,7 @@
 """Named places where a test may end this process, as a crash would: between a commit and what follows it.
 
-A random kill hardly ever lands there. Off unless TASKBEAM_FAILPOINTS names the place, for the tests' sake only;
-it is not a setting.
+A random kill hardly ever lands there. Off unless TASKBEAM_FAILPOINTS names the place, for the sake of the tests and
+of `taskbeam chaos` only; it is not a setting.
 """
 
 import os

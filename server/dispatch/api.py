@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from server import failpoints
 from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS, Pool
 from server.dispatch.message import BadMessage, read_draft
@@ -195,6 +196,7 @@ class Api:
         draft = read_draft(destination, [*request.headers.items(), *options], body)
         caller_ip = request.client.host if request.client else ""
         message_id, duplicate = await self._messages.publish(draft, caller_ip)
+        failpoints.reached("message.committed")
         self._published()
         return answer(Published(message_id, destination, duplicate), 202 if duplicate else 200)
 

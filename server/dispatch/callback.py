@@ -17,7 +17,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server import errors
+from server import errors, failpoints
 from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS
 from server.dispatch.finish import Finish
@@ -109,6 +109,7 @@ class Callback:
         except DATABASE_ERRORS as error:
             raise self._unavailable(request, type(error).__name__) from error
         self._metrics.callbacks[outcome].inc()
+        failpoints.reached("callback.taken")
         log.info("callback", outcome=outcome, status=delivery.status, retried=delivery.retried)
         return Response(msgspec.json.encode(Taken(True, outcome)), media_type="application/json")
 

@@ -186,6 +186,7 @@ class Engine:
             held = await self._messages.retry_later(message, answer, seconds)
             if seconds <= TIMER_SECONDS_MAX:
                 asyncio.get_running_loop().call_later(seconds, self.poke)
+        failpoints.reached("dispatcher.recorded")
         # A callback that is given up is lost news of a task: it must be seen.
         say = log.warning if outcome in ("failed", "refused") else log.info
         outcome = outcome if held else "fenced_off"

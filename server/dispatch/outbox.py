@@ -118,6 +118,7 @@ class Outbox:
         if free <= 0:
             return
         for row in await self._take(free):
+            failpoints.reached("dispatch.taken")
             task = asyncio.create_task(self._send(row))
             self._sending.add(task)
             task.add_done_callback(functools.partial(self._ended, row["task_id"], row["attempt"]))
@@ -168,7 +169,9 @@ class Outbox:
         failpoints.reached("dispatch.published")
         self._metrics.dispatched["sent"].inc()
         log.info("dispatched", message_id=message_id)
-        return await self._sent(task_id, attempt, message_id)
+        await self._sent(task_id, attempt, message_id)
+        failpoints.reached("dispatch.sent")
+        return None
 
     async def _publish(self, row: asyncpg.Record) -> str:
         task_id, attempt, settings = row["task_id"], row["attempt"], self._settings

@@ -14,6 +14,7 @@ import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from server import failpoints
 from server.db import DATABASE_ERRORS, Pool
 from server.metrics import ProcessMetrics
 from server.push import hub
@@ -82,6 +83,7 @@ class Publisher:
                 try:
                     async with asyncio.timeout(PUBLISH_SECONDS_MAX):
                         await self._out.send(batch)
+                    failpoints.reached("bus.published")
                     self._metrics.bus_published.inc(len(batch))
                     failing = False
                 except (*UNAVAILABLE, *DATABASE_ERRORS) as error:

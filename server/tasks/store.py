@@ -91,6 +91,7 @@ class TaskStore:
             if error.constraint_name == "taskbeam_params":
                 raise ParamsTooLarge from None
             raise
+        failpoints.reached("task.committed")
         change = snapshot.from_row(row, self._public_url)
         self._publish(change)
         return change
