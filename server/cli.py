@@ -135,3 +135,28 @@ def bench(streams: int, rate: int, seconds: float, as_json: bool) -> None:
     from server.bench.push import run_bench
 
     sys.exit(run_bench(streams, rate, seconds, as_json))
+
+
+@main.command()
+@click.option("--faults", type=click.IntRange(1, 100_000), default=200, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=None, help="Repeats a schedule.  [default: a new one]")
+@click.option("--minutes", type=click.FloatRange(0.1, 600), default=None, help="[default: a minute for 100 faults]")
+@click.option("--tasks", type=click.IntRange(1, 5_000), default=100, show_default=True, help="Open at once.")
+@click.option("--followers", type=click.IntRange(1, 5_000), default=300, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Figures for programs.")
+def chaos(faults: int, seed: int | None, minutes: float | None, tasks: int, followers: int, as_json: bool) -> None:
+    """Break every part and link on this machine, and prove that no client lost an update. Starts its own servers."""
+    import secrets
+
+    import msgspec
+
+    from server.chaos.figures import spell_out, table
+    from server.chaos.run import run_chaos
+
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    click.echo(f"… seed {seed}", err=True)
+    figures, defects, folder = run_chaos(faults, seed, minutes or faults / 100, tasks, followers)
+    click.echo(msgspec.json.encode(figures).decode() if as_json else table(figures))
+    if defects:
+        click.echo(spell_out(defects, folder), err=True)
+    sys.exit(1 if defects else 0)

@@ -5,8 +5,9 @@ It confirms subscriptions and answers pings like any other, which is what makes 
 
 import asyncio
 import contextlib
+from pathlib import Path
 from typing import Literal, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 Mode: TypeAlias = Literal["honest", "swallow", "double", "reorder"]
 
@@ -34,11 +35,11 @@ class RedisProxy:
         self._path = ""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def start(self, url: str) -> str:
-        """Listen before the Redis at `url` (a Unix socket); the URL to use instead."""
+    async def start(self, url: str, listen: Path) -> str:
+        """Listen on the Unix socket `listen` before the Redis at `url` (another one); the URL to use instead."""
         self._path = unquote(urlsplit(url).path)
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_unix_server(self._serve, str(listen))
+        return f"unix://{quote(str(listen))}"
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -49,8 +50,17 @@ class RedisProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        assert task is not None
+        assert task is not None  # noqa: S101  (a server runs this in one)
         self._tasks.add(task)
+        try:
+            await self._join(reader, writer)
+        except (OSError, asyncio.CancelledError):
+            pass  # there is no Redis now, or we are done
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_unix_connection(self._path)
         ways = [
             asyncio.create_task(self._forward(reader, upstream_writer)),
@@ -58,15 +68,11 @@ class RedisProxy:
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            pass
         finally:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            writer.close()
             upstream_writer.close()
-            self._tasks.discard(task)
 
     @staticmethod
     async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from server.chaos.redis_proxy import Mode, RedisProxy
 from server.embedded.redis import EmbeddedRedis
 from tests.conftest import Connection, Deploy
-from tests.deployment import Deployment
+from tests.deployment import Database, Deployment
 from tests.playing import Play
-from tests.redis_proxy import Mode, RedisProxy
 from tests.sse import Event, changes, check_followed, stream
 
 # The tick comes once a second: what is lost on the way may be late by that and no more.
@@ -89,9 +89,11 @@ async def test_a_bare_redis_client_hears_every_change(
 
 
 @pytest.mark.parametrize("mode", ["swallow", "double", "reorder"])
-async def test_a_redis_that_misbehaves(deploy: Deploy, redis_server: EmbeddedRedis, mode: Mode) -> None:
+async def test_a_redis_that_misbehaves(
+    deploy: Deploy, redis_server: EmbeddedRedis, database: Database, folder: Path, mode: Mode
+) -> None:
     proxy = RedisProxy(mode)
-    url = await proxy.start(redis_server.url())
+    url = await proxy.start(redis_server.url(), folder / f"{database.name}.redis")
     try:
         here = await deploy(webs=2, dispatchers=0, generator=False, env={"REDIS_URL": url})
         play = await Play.of(here)
