@@ -32,6 +32,7 @@ ACQUIRE_TIMEOUT_SECONDS = 5.0
 START_SECONDS_MAX = 30.0
 CLOSE_SECONDS_MAX = 1.0
 LISTEN_RETRY_SECONDS = 2.0
+LISTEN_CHECK_SECONDS = 5.0
 
 # What a route may answer with 503 and a follower may wait out: Postgres is away, restarting or full.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
@@ -188,6 +189,7 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
     """Call `heard(payload)` for every notice on the channel, and with "" after each new connection; for ever.
 
     A connection of its own, since LISTEN belongs to a session. Notices are hints: whoever needs them polls too.
+    It is asked something now and then, because a half-open connection is as quiet as one without notices.
     """
     while True:
         lost = asyncio.Event()
@@ -197,7 +199,11 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
                 connection.add_termination_listener(lambda _, lost=lost: lost.set())
                 await connection.add_listener(channel, lambda *notice: heard(str(notice[-1])))
                 heard("")
-                await lost.wait()
+                while not lost.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(LISTEN_CHECK_SECONDS):
+                            await lost.wait()
+                    await connection.execute("select 1", timeout=ACQUIRE_TIMEOUT_SECONDS)
             finally:
                 connection.terminate()
         except DATABASE_ERRORS as error:
