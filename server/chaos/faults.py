@@ -176,6 +176,8 @@ class Faults:
                 process.signal(signal.SIGKILL)
                 await process.ended(BACK_SECONDS_MAX)
                 process.begin(fault.place)
+                with contextlib.suppress(ChildFailed):  # it may be reached before all is ready
+                    await process.ready()
                 reached = await process.ended(fault.seconds)
                 self.reached[fault.place] = self.reached.get(fault.place, 0) + reached
                 process.signal(signal.SIGKILL)

@@ -111,10 +111,11 @@ def table(f: Figures) -> str:
 
 
 def spell_out(defects: Sequence[Defect], folder: Path | None) -> str:
-    """The first few, and where the rest of the story is; "" where there are none."""
+    """The first few, of as many followers, and where the rest of the story is; "" where there are none."""
     if not defects:
         return ""
-    shown = [str(defect) for defect in defects[:DEFECTS_SHOWN]]
+    first = {(defect.follow, defect.kind): defect for defect in reversed(defects)}
+    shown = [str(defect) for defect in list(first.values())[: -DEFECTS_SHOWN - 1 : -1]]
     more = len(defects) - len(shown)
     return "\n".join([*shown, *([f"and {more} more"] if more > 0 else []), f"all logs and views: {folder}"])
 

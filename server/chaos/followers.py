@@ -63,7 +63,7 @@ class Crowd:
         self.draw = random.Random(seed)  # noqa: S311  (spreads clients)
         self.live: dict[Streaming | Socket, tuple[Follow, Leg]] = {}
         self.events = 0
-        self.ending = False  # no new follows: those under way go on to their end
+        self.ending = False  # no new follows, and nobody goes by itself: those under way go on to their end
         self.quitting = asyncio.Event()
         self._numbers = 0
 
@@ -182,7 +182,7 @@ class Follower:
     async def _attend(
         self, client: Streaming | Socket, leg: Leg, seconds: float, ping: Callable[[], None] | None
     ) -> bool:
-        """Stay connected for so long at most; whether the end was planned."""
+        """Stay connected for so long at most, at the end of the run to the end; whether it was planned to go."""
         if not await connect(client, self._crowd.webs[leg.web]):
             return False
         self._crowd.live[client] = (self.follow, leg)
@@ -190,9 +190,9 @@ class Follower:
         try:
             while not client.done.done() and not self._crowd.quitting.is_set():
                 left = until - asyncio.get_running_loop().time()
-                if left <= 0:
+                if left <= 0 and not self._crowd.ending:
                     return True
-                await asyncio.wait((client.done,), timeout=min(left, PING_SECONDS))
+                await asyncio.wait((client.done,), timeout=min(left, PING_SECONDS) if left > 0 else PING_SECONDS)
                 if ping is not None and not client.done.done():
                     ping()
             return False

@@ -88,10 +88,10 @@ KINDS: dict[str, Kind] = {
 }
 # How long a process takes to be back, at most as a rule: its fellow is left alone for so long.
 START_SECONDS = 3.0
-# A place that is armed is waited for so long, then given up.
-FAILPOINT_SECONDS = 4.0
+# A place that is armed is waited for so long once the process is ready, then given up.
+FAILPOINT_SECONDS = 5.0
 POSTGRES_PEACE_SECONDS = 2.0
-RESTARTING = frozenset({"kill", "term", "failpoint"})
+LAST_SECONDS = 4.0
 TRIES = 50
 
 
@@ -106,12 +106,15 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 def plan(seed: int, count: int, seconds: float) -> list[Fault]:
-    """`count` faults spread over `seconds`, in order. A draw that finds no place now is drawn again."""
+    """`count` faults spread over `seconds`, in order. A draw that finds no place now is drawn again.
+
+    The last one is a Redis that swallows all: from then on nobody goes away by itself and reads what it has missed.
+    """
     draw = random.Random(seed)  # noqa: S311  (has to be repeatable)
     busy: dict[str, float] = {}
     turns = {"web": draw.randrange(len(WEB_PLACES)), "dispatcher": draw.randrange(len(DISPATCHER_PLACES))}
     faults: list[Fault] = []
-    for number in range(count):
+    for number in range(count - 1):
         at = (number + draw.random()) * seconds / count
         for _ in range(TRIES):
             fault = _draw(draw, at)
@@ -125,7 +128,8 @@ def plan(seed: int, count: int, seconds: float) -> list[Fault]:
         for held in _holds(fault):
             busy[held] = max(busy.get(held, 0.0), until)
         faults.append(fault)
-    return faults
+    at = max(seconds, busy.get("redis-messages", 0.0))
+    return [*faults, Fault(round(at, 3), "redis.swallow", "redis-messages", LAST_SECONDS)]
 
 
 def _draw(draw: random.Random, at: float) -> Fault:
@@ -156,4 +160,5 @@ def _holds(fault: Fault) -> list[str]:
 def _after(fault: Fault) -> float:
     if fault.target == "postgres":
         return POSTGRES_PEACE_SECONDS
-    return START_SECONDS if fault.kind.partition(".")[2] in RESTARTING else 0.0
+    restarts = {"kill": 1, "term": 1, "failpoint": 2}.get(fault.kind.partition(".")[2], 0)
+    return restarts * START_SECONDS if fault.target in (*WEBS, *DISPATCHERS) else 0.0
