@@ -26,7 +26,9 @@ PING_SECONDS = 8.0
 WAIT_SECONDS = 10
 POLL_SECONDS = 1.5
 # A visit without a break lasts about this long.
-VISIT_SECONDS = 8.0
+VISIT_SECONDS = 5.0
+# Who has left comes back at once or after a while.
+AWAY_SECONDS_MAX = 3.0
 ALL_SECONDS = (20.0, 60.0)
 # To one that was accepted: away for now (503), too many (429). All else that is no success is a defect.
 PASSING = frozenset({0, 200, 204, 304, 429, 503})
@@ -141,8 +143,10 @@ class Follower:
         return self._draw.choices(names, [WEIGHTS[name] for name in names])[0]
 
     async def _pause(self, transport: Transport, planned: bool) -> None:
-        seconds = 0.05 if planned else self._draw.uniform(0.2, 1.0)
-        if transport == "sse" and not planned:
+        seconds = self._draw.uniform(0.2, 1.0)
+        if planned:
+            seconds = 0.05 if self._draw.random() < 0.5 else self._draw.uniform(0.2, AWAY_SECONDS_MAX)
+        elif transport == "sse":
             seconds = self._retry_seconds
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -18,6 +18,7 @@ A_STEP_MAX = 10
 ALL_SHARE = 20  # one in so many follows all tasks
 # Which tasks a client may choose from: so many times those that are open, the newest ones.
 KNOWN = 1.5
+NEWEST = 5
 
 
 class Load:
@@ -81,10 +82,15 @@ class Load:
             self._known.append(msgspec.json.decode(answer.body)["taskId"])
             self._any.set()
 
+    def _choose(self) -> str:
+        """As pages do, many follow what was just accepted; others look at what has been there for a while."""
+        newest = self._known[-1 - self._draw.randrange(min(NEWEST, len(self._known)))]
+        return newest if self._draw.random() < 0.6 else self._draw.choice(self._known)
+
     async def _follow_for_ever(self, everything: bool) -> None:
         await self._any.wait()
         while not self.ending.is_set():
-            follower = Follower(self._crowd, None if everything else self._draw.choice(self._known))
+            follower = Follower(self._crowd, None if everything else self._choose())
             self.under_way.add(follower)
             try:
                 await follower.run()

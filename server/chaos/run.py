@@ -30,7 +30,7 @@ from server.chaos.schedule import Fault, plan
 from server.chaos.views import Change, Follow, Log
 from server.embedded.children import ChildFailed
 
-WARM_SECONDS = 3.0
+WARM_SECONDS = 2.0
 SETTLE_SECONDS_MAX = 150.0
 QUIET_SECONDS = 2.0
 RETURN_SECONDS_MAX = 10.0
@@ -92,6 +92,7 @@ class _Run:
         try:
             say("starting Postgres, Redis, two web processes and two dispatchers")
             await self._parts.start()
+            say(f"all is up; {len(self._schedule)} faults from now on")
             async with asyncio.TaskGroup() as group:
                 watching = [group.create_task(loop) for loop in (self._crowd.watch(), self._say_for_ever())]
                 loading = group.create_task(self._load.run())

@@ -5,12 +5,13 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 from server.chaos.schedule import plan
 from tests.deployment import COMMAND, clean_env
 
-SHORT = ("--faults", "60", "--seed", "11", "--minutes", "0.15", "--tasks", "60", "--followers", "150", "--json")
+SHORT = ("--faults", "60", "--seed", "16014", "--minutes", "0.12", "--tasks", "60", "--followers", "150", "--json")
 
 
 async def begin(folder: Path, *options: str) -> asyncio.subprocess.Process:
@@ -47,12 +48,12 @@ async def test_sixty_faults_and_nothing_is_lost(folder: Path) -> None:
     assert process.returncode == 0, err.decode()[-4_000:]
     figures = json.loads(out)
     assert figures["defects"] == dict.fromkeys(("lost", "repeated", "reordered", "untrue", "refused", "open"), 0)
-    assert sum(figures["faults"].values()) == 60
-    assert figures["faults"] == {kind: figures["faults"][kind] for kind in {fault.kind for fault in plan(11, 60, 9)}}
+    assert figures["faults"] == Counter(fault.kind for fault in plan(16014, 60, 7.2))
     # It shows something only where there was something to be lost.
     assert figures["tasks"] >= 60
+    assert figures["follows"] >= 150
+    assert figures["connections"] > 2 * figures["follows"]
     assert figures["events"] > 10 * figures["tasks"]
-    assert figures["connections"] > figures["follows"] > 150
     assert figures["recovery_ms"]["count"] > 30
     assert list(place.iterdir()) == []
     assert alive_below(place) == []
@@ -61,11 +62,14 @@ async def test_sixty_faults_and_nothing_is_lost(folder: Path) -> None:
 async def test_ctrl_c_ends_all_of_it(folder: Path) -> None:
     place = folder / "i"
     place.mkdir()
-    process = await begin(place, "--faults", "100", "--seed", "3", "--tasks", "5", "--followers", "10")
+    process = await begin(
+        place, "--faults", "600", "--minutes", "1", "--seed", "3", "--tasks", "5", "--followers", "10"
+    )
     assert process.stderr is not None
     async with asyncio.timeout(60):
-        while b"faults," not in await process.stderr.readline():
+        while b"all is up" not in await process.stderr.readline():
             pass
+    await asyncio.sleep(2)  # until some faults are up
     assert len(alive_below(place)) > 5
     process.send_signal(signal.SIGINT)
     out, err = await asyncio.wait_for(process.communicate(), 20)
