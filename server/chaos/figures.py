@@ -64,8 +64,7 @@ class Tally:
         self._connections += len(follow.legs)
         self._events += len(follow.seen)
         for seen in follow.seen:
-            leg = follow.legs[seen.leg]
-            self._arrivals.note(leg.web, leg.transport, seen.task, seen.version, seen.at)
+            self._arrivals.note(follow.legs[seen.leg], seen)
 
     def figures(
         self, schedule: Sequence[Fault], faults: Faults, log: Log, defects: Sequence[Defect], seconds: float
@@ -96,7 +95,7 @@ def table(f: Figures) -> str:
         f"{sum(f.faults.values())} faults in {f.seconds:.0f} s, seed {f.seed}; {f.tasks} tasks, {f.changes} changes",
         f"{f.events} events delivered to {f.follows} follows over {f.connections} connections",
         "  ".join(f"{kind} {count}" for kind, count in f.defects.items()),
-        _line("change → first client", f.to_client_ms),
+        _line("change → a client that was there", f.to_client_ms),
         _line("end of a fault → a later change seen", f.recovery_ms),
         *(
             _line(f"  {kind} ({count})", f.recovery_by_kind_ms.get(kind, Times(0, 0, 0, 0)))

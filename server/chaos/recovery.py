@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from server.chaos.views import Change
+from server.chaos.views import Change, Leg, Seen
 
 PUSHED = ("sse", "websocket")
 
@@ -23,12 +23,16 @@ class Arrivals:
 
     def __init__(self, webs: int) -> None:
         self._first: list[dict[tuple[str, int], float]] = [{} for _ in range(webs)]
+        # Of each change, when the client that had been there longest had joined and when it saw it.
+        self._longest: dict[tuple[str, int], tuple[float, float]] = {}
 
-    def note(self, web: int, transport: str, task: str, version: int, at: float) -> None:
+    def note(self, leg: Leg, seen: Seen) -> None:
         """Only what was pushed counts: a poll is as late as its client asks."""
-        if transport in PUSHED:
-            first = self._first[web]
-            first[task, version] = min(at, first.get((task, version), at))
+        if leg.transport in PUSHED:
+            key = seen.task, seen.version
+            first = self._first[leg.web]
+            first[key] = min(seen.at, first.get(key, seen.at))
+            self._longest[key] = min((leg.at, seen.at), self._longest.get(key, (leg.at, seen.at)))
 
     def after(self, heals: Iterable[Heal], changes: Sequence[Change]) -> dict[str, list[float]]:
         """Seconds from each heal to the first sight of a later change, by kind; without one it is left out."""
@@ -45,14 +49,12 @@ class Arrivals:
         return found
 
     def lateness(self, changes: Iterable[Change]) -> list[float]:
-        """Seconds from the change to the first client that was pushed it, for each one seen."""
+        """Seconds from each change to a client that was connected when it was made, where there was one."""
         late = []
         for change in changes:
-            seen = [
-                first[change.task, change.version] for first in self._first if (change.task, change.version) in first
-            ]
-            if seen:
-                late.append(min(seen) - change.at)
+            joined, at = self._longest.get((change.task, change.version), (change.at, change.at))
+            if joined < change.at:
+                late.append(at - change.at)
         return late
 
 

@@ -3,20 +3,25 @@
 import pytest
 
 from server.chaos.recovery import Arrivals, Heal
-from server.chaos.views import Change
+from server.chaos.views import Change, Leg, Seen, Transport
 
 pytestmark = pytest.mark.pure
 
 CHANGES = [Change("one", version, version, "processing", 1, version, float(10 * version)) for version in (1, 2, 3)]
 
 
+def note(found: Arrivals, web: int, transport: Transport, version: int, at: float, joined: float = 0.0) -> None:
+    seen = Seen("one", version, version, "processing", 1, 0, at)
+    found.note(Leg(transport, web, 0, joined), seen)
+
+
 def arrivals() -> Arrivals:
     found = Arrivals(2)
-    found.note(0, "sse", "one", 1, 10.5)
-    found.note(0, "sse", "one", 2, 26.0)
-    found.note(0, "websocket", "one", 2, 25.0)
-    found.note(1, "websocket", "one", 2, 21.0)
-    found.note(1, "sse", "one", 3, 30.25)
+    note(found, 0, "sse", 1, 10.5)
+    note(found, 0, "sse", 2, 26.0, joined=22.0)
+    note(found, 0, "websocket", 2, 25.0, joined=1.0)
+    note(found, 1, "websocket", 2, 21.0, joined=15.0)
+    note(found, 1, "sse", 3, 30.25, joined=30.1)
     return found
 
 
@@ -36,11 +41,11 @@ def test_only_the_process_that_it_was_about_counts() -> None:
 
 def test_a_poll_is_as_late_as_its_client_asks() -> None:
     found = Arrivals(1)
-    found.note(0, "poll", "one", 1, 10.1)
-    found.note(0, "longpoll", "one", 1, 10.1)
+    note(found, 0, "poll", 1, 10.1)
+    note(found, 0, "longpoll", 1, 10.1)
     assert found.after([Heal("web.stop", 5.0)], CHANGES) == {}
     assert found.lateness(CHANGES) == []
 
 
-def test_lateness_is_that_of_the_first_client() -> None:
-    assert arrivals().lateness(CHANGES) == [0.5, 1.0, 0.25]
+def test_lateness_is_that_of_who_was_there_before_the_change() -> None:
+    assert arrivals().lateness(CHANGES) == [0.5, 5.0]  # nobody was, for the third
