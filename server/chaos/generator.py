@@ -85,7 +85,7 @@ class PlayedGenerator:
             case "refuse":
                 return _said("489 Refused", {"error": "not such a picture"}, {"Upstash-NonRetryable-Error": "true"})
             case "picture":
-                return _said("200 OK", {"image": base64.b64encode(PICTURE).decode()})
+                return _said("200 OK", {"result": base64.b64encode(PICTURE).decode()})
             case _:
                 return _said("200 OK", {"result": URL})
 
