@@ -11,7 +11,7 @@ from pathlib import Path
 from server.chaos.schedule import plan
 from tests.deployment import COMMAND, clean_env
 
-SHORT = ("--faults", "60", "--seed", "16014", "--minutes", "0.12", "--tasks", "60", "--followers", "150", "--json")
+SHORT = ("--faults", "60", "--seed", "32587", "--minutes", "0.12", "--tasks", "60", "--followers", "150", "--json")
 
 
 async def begin(folder: Path, *options: str) -> asyncio.subprocess.Process:
@@ -48,7 +48,7 @@ async def test_sixty_faults_and_nothing_is_lost(folder: Path) -> None:
     assert process.returncode == 0, err.decode()[-4_000:]
     figures = json.loads(out)
     assert figures["defects"] == dict.fromkeys(("lost", "repeated", "reordered", "untrue", "refused", "open"), 0)
-    assert figures["faults"] == Counter(fault.kind for fault in plan(16014, 60, 7.2))
+    assert figures["faults"] == Counter(fault.kind for fault in plan(32587, 60, 7.2))
     # It shows something only where there was something to be lost.
     assert figures["tasks"] >= 60
     assert figures["follows"] >= 150
