@@ -189,7 +189,7 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
     """Call `heard(payload)` for every notice on the channel, and with "" after each new connection; for ever.
 
     A connection of its own, since LISTEN belongs to a session. Notices are hints: whoever needs them polls too.
-    It is asked something now and then, because a half-open connection is as quiet as one without notices.
+    LISTEN is repeated now and then, because a half-open connection is as quiet as one without notices.
     """
     while True:
         lost = asyncio.Event()
@@ -203,7 +203,7 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(LISTEN_CHECK_SECONDS):
                             await lost.wait()
-                    await connection.execute("select 1", timeout=ACQUIRE_TIMEOUT_SECONDS)
+                    await connection.execute(f'listen "{channel}"', timeout=ACQUIRE_TIMEOUT_SECONDS)
             finally:
                 connection.terminate()
         except DATABASE_ERRORS as error:
