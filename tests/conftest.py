@@ -5,6 +5,7 @@ processes is started by the `deploy` fixture (deployment.py) and ends with the t
 """
 
 import asyncio
+import concurrent.futures
 import secrets
 import shutil
 import tempfile
@@ -87,29 +88,73 @@ def redis_server(folder: Path) -> Iterator[EmbeddedRedis]:
         server.stop()
 
 
+class Spares:
+    """Databases made from the template while tests run: the next one is there when it is asked for."""
+
+    def __init__(self, postgres: EmbeddedPostgres) -> None:
+        self._postgres = postgres
+        self._maker = concurrent.futures.ThreadPoolExecutor(1)
+        self._next = self._maker.submit(self._make)
+
+    def take(self) -> str:
+        """The name of one that nobody has used."""
+        name = self._next.result()
+        self._next = self._maker.submit(self._make)
+        return name
+
+    def drop(self, name: str) -> None:
+        """Some time soon."""
+        self._maker.submit(self._run, f"drop database {name} with (force)")
+
+    def close(self) -> None:
+        self._maker.shutdown()
+
+    def _make(self) -> str:
+        name = f"t_{secrets.token_hex(6)}"
+        self._run(f"create database {name} template {TEMPLATE}")
+        return name
+
+    def _run(self, statement: str) -> None:
+        async def run() -> None:
+            admin = await asyncpg.connect(self._postgres.url("postgres"))
+            try:
+                await admin.execute(statement)
+            finally:
+                await admin.close()
+
+        asyncio.run(run())
+
+
+@pytest.fixture(scope="session")
+def spares(postgres: EmbeddedPostgres) -> Iterator[Spares]:
+    made = Spares(postgres)
+    yield made
+    made.close()
+
+
 @pytest.fixture
 async def empty_database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     """A database with nothing in it."""
-    async for database in _database(postgres, "template1"):
-        yield database
-
-
-@pytest.fixture
-async def database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
-    """A migrated database: `url` for the server's login role, `owner_url` for the superuser."""
-    async for database in _database(postgres, TEMPLATE):
-        yield database
-
-
-async def _database(postgres: EmbeddedPostgres, template: str) -> AsyncIterator[Database]:
     name = f"t_{secrets.token_hex(6)}"
     admin = await asyncpg.connect(postgres.url("postgres"))
     try:
-        await admin.execute(f"create database {name} template {template}")
-        yield Database(name, url=postgres.url(name, "taskbeam"), owner_url=postgres.url(name))
+        await admin.execute(f"create database {name} template template1")
+        yield _named(postgres, name)
         await admin.execute(f"drop database {name} with (force)")
     finally:
         await admin.close()
+
+
+@pytest.fixture
+def database(postgres: EmbeddedPostgres, spares: Spares) -> Iterator[Database]:
+    """A migrated database: `url` for the server's login role, `owner_url` for the superuser."""
+    name = spares.take()
+    yield _named(postgres, name)
+    spares.drop(name)
+
+
+def _named(postgres: EmbeddedPostgres, name: str) -> Database:
+    return Database(name, url=postgres.url(name, "taskbeam"), owner_url=postgres.url(name))
 
 
 @pytest.fixture

@@ -72,6 +72,8 @@ class Up:
 
     def begin(self, *args: str) -> None:
         argv = [sys.executable, str(COMMAND), "up", "--port", "0", "--data", str(self.data), *args]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be inherited, and respected
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 argv,

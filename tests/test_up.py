@@ -62,7 +62,7 @@ async def test_why_it_does_not_start(up: Callable[..., Up], place: Path) -> None
     (place / "newer" / "taskbeam.json").write_text('{"format": 99}')
     assert "is of a newer Taskbeam" in await refused(up("newer"))
     (place / "file").write_text("")
-    assert "cannot be used" in await refused(up("file"))
+    assert "is not a folder" in await refused(up("file"))
     assert "loopback" in await refused(up("wide"), "--host", "0.0.0.0")  # noqa: S104  (that is what is refused)
     assert "TASK_DEADLINE_SECONDS" in await refused(up("wrong", TASK_DEADLINE_SECONDS="soon"))
     said = await refused(
