@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import structlog
+from qstash import AsyncQStash
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
@@ -22,8 +23,11 @@ from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_pool
 from server.dispatch.callback import Callback
 from server.dispatch.destination import origin_of
 from server.dispatch.finish import Finish
+from server.dispatch.lookup import Lookup
 from server.dispatch.outbox import Outbox
 from server.dispatch.progress import Progress
+from server.dispatch.reconciler import Reconciler
+from server.dispatch.settle import Settle
 from server.dispatch.webhook import Webhook
 from server.guard import Guard
 from server.health import Liveness, Postgres, Readiness, Redis, State
@@ -43,6 +47,7 @@ from server.retention import Retention
 from server.settings import InvalidSettings, Settings, far_qstash_problems
 from server.tasks.backlog import read_backlog
 from server.tasks.endpoints import TaskEndpoints
+from server.tasks.expiry import Expiry
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
 from server.tasks.snapshot import TaskChange
@@ -95,7 +100,8 @@ class Web:
                 outbox.poke()
 
         store = TaskStore(pool, publish, public_url=public_url, deadline_seconds=settings.task_deadline_seconds)
-        outbox = Outbox(pool, store, settings, secret, metrics)
+        qstash = AsyncQStash(settings.qstash_token or "", base_url=settings.qstash_url, retry=False)
+        outbox = Outbox(pool, store, qstash, settings, secret, metrics)
         retention = Retention(
             pool,
             settings.data_dir / "results",
@@ -113,6 +119,9 @@ class Web:
         await tick.begin()
         generators = settings.generator_by_name
         finish = Finish(store, settings.data_dir / "results", secret)
+        settle = Settle(store, finish)
+        reconciler = Reconciler(pool, store, settle, outbox, Lookup(qstash), settings, metrics)
+        expiry = Expiry(pool, store.announce)
         following = Following(hub, bus, reader)
         pulse = Pulse()
         self._router.routes.extend(
@@ -122,7 +131,7 @@ class Web:
                 poll=Poll(following, reader, pace, metrics),
                 streams=EventStreams(following, pulse, metrics),
                 sockets=Sockets(following, metrics),
-                callback=Callback(store, finish, settings.signing_keys, settings.callback_base, generators, metrics),
+                callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),
                 health=Health(pool, bus if redis_url else None, outbox, metrics),
@@ -136,7 +145,8 @@ class Web:
                 tick.run(),
                 pulse.run(),
                 outbox.run(),
-                Upkeep(store, reader, pace, retention, metrics).run(),
+                reconciler.run(),
+                Upkeep(expiry, reader, pace, retention, metrics).run(),
                 listen(settings.database_url or "", NOTICE_CHANNEL, tick.noticed),
                 metrics.watch_loop(),
             )
@@ -170,6 +180,7 @@ def routes(
         Route("/api/generate", tasks.create, methods=["POST"]),
         Route("/api/generate", tasks.page, methods=["GET"]),
         Route("/api/generate", tasks.delete, methods=["DELETE"]),
+        Route("/api/generate/deliveries", tasks.deliveries, methods=["GET"]),
         Route("/api/generate/status", poll.answer, methods=["GET"]),
         Route("/api/generate/events", streams.answer, methods=["GET"]),
         WebSocketRoute("/api/generate/ws", sockets.serve),

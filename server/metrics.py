@@ -30,6 +30,7 @@ TRANSPORTS = ("sse", "websocket", "poll")
 MODES = ("live", "replay", "snapshot")
 OUTCOMES = ("applied", "duplicate", "stale")
 UNTAKEN = ("unknown_task", "unavailable", "refused")
+VERDICTS = ("apply", "end", "resend")
 
 Read: TypeAlias = Callable[[], Awaitable[Sequence[Metric]]]
 
@@ -143,4 +144,8 @@ class Metrics(ProcessMetrics):
         self.tick_failures = Counter("taskbeam_tick_failures_total", "Ticks that Postgres did not answer.", registry=r)
         deleted = Counter("taskbeam_tasks_deleted_total", "Tasks deleted, by reason.", ["reason"], registry=r)
         self.deleted = {reason: deleted.labels(reason) for reason in ("request", "age")}
+        reconciled = Counter(
+            "taskbeam_tasks_reconciled_total", "Tasks looked up at the provider and decided.", ["verdict"], registry=r
+        )
+        self.reconciled = {verdict: reconciled.labels(verdict) for verdict in VERDICTS}
         self.expired = Counter("taskbeam_tasks_expired_total", "Tasks ended at their deadline.", registry=r)

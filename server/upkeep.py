@@ -1,10 +1,9 @@
 """What has to happen now and then, in every web process, one step at a time and bounded: safe to run in many.
 
-Ends tasks whose deadline has passed, looks how long tasks take of late, and lets go what is past its time.
+Ends overdue tasks that nobody can be asked about, looks how long tasks take of late, and lets go what is past its time.
 """
 
 import asyncio
-import time
 
 import structlog
 
@@ -12,31 +11,26 @@ from server.clock import Clock
 from server.db import DATABASE_ERRORS
 from server.metrics import Metrics
 from server.retention import Retention
+from server.tasks.expiry import Expiry
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
-from server.tasks.store import TaskStore
 
 log = structlog.get_logger()
 
 PERIOD_SECONDS = 2.0
 PACE_EVERY = 5
-# After a step of the clock nobody is late before what is pending has followed it (up.py).
-STEPPED_SECONDS = 6.0
 
 
 class Upkeep:
     """`run()` until cancelled."""
 
-    def __init__(
-        self, store: TaskStore, reader: TaskReader, pace: Pace, retention: Retention, metrics: Metrics
-    ) -> None:
-        self._store = store
+    def __init__(self, expiry: Expiry, reader: TaskReader, pace: Pace, retention: Retention, metrics: Metrics) -> None:
+        self._expiry = expiry
         self._reader = reader
         self._retention = retention
         self._pace = pace
         self._metrics = metrics
         self._clock = Clock()
-        self._stepped_at = -STEPPED_SECONDS
 
     async def run(self) -> None:
         turn = 0
@@ -53,9 +47,7 @@ class Upkeep:
             await asyncio.sleep(PERIOD_SECONDS)
 
     async def _turn(self, turn: int) -> None:
-        if self._clock.step():
-            self._stepped_at = time.monotonic()
-        if time.monotonic() - self._stepped_at >= STEPPED_SECONDS and (expired := await self._store.expire()):
+        if self._clock.is_settled() and (expired := await self._expiry.expire()):
             self._metrics.expired.inc(expired)
         if turn % PACE_EVERY == 0:
             self._pace.typical_seconds = await self._reader.typical_seconds()

@@ -61,6 +61,7 @@ class Receiver:
         self.in_flight = 0
         self.most_in_flight = 0
         self._handlers: dict[str, Handler] = {}
+        self.fallback: Handler | None = None  # for all other paths
         self._server: asyncio.Server | None = None
         self._arrived = asyncio.Condition()
         self._open: set[asyncio.StreamWriter] = set()
@@ -121,7 +122,7 @@ class Receiver:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await _read(reader)
-        handler = self._handlers.get(request.path)
+        handler = self._handlers.get(request.path, self.fallback)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:

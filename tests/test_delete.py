@@ -132,7 +132,7 @@ async def test_what_other_rows_refer_to_stays(pool: Pool, owner: Connection) -> 
     await owner.execute("insert into favourites values ($1)", task_id)
     with pytest.raises(Referenced):
         await store.delete(user.claims, task_id)
-    assert await store.result_of(task_id) == "/r"
+    assert await store.names(task_id, "/r")
 
 
 # Whoever follows a task whose row is taken away by others (the table editor, a deleted user): with Redis and without.

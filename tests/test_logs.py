@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from server.tasks.expiry import LOOKUPS_MAX
 from tests.conftest import Connection, Deploy
 from tests.deployment import TOKEN, Deployment, Server
 from tests.playing import Play
@@ -77,12 +78,13 @@ async def test_a_refused_callback_says_for_which_task_it_claims_to_be(deploy: De
 
 
 async def test_the_end_of_a_task_by_report_or_deadline_is_told(deploy: Deploy, owner: Connection) -> None:
-    here = await deploy(dispatchers=0, generator=False)
+    here = await deploy(dispatchers=0, generator=False, env={"QSTASH_URL": "http://127.0.0.1:9"})
     play = await Play.of(here)
-    by_report, overdue = await play.create(), await play.create()
+    by_report, overdue, unsent = [await play.create() for _ in range(3)]
     await play.report(by_report, status="failed", error="no paint")
+    await owner.execute("update taskbeam.dispatches set lookups = $1 where task_id = $2", LOOKUPS_MAX, overdue)
     await owner.execute(
-        "update image_generations set began_at = now(), deadline_at = now() where task_id = $1", overdue
+        "update image_generations set began_at = now(), deadline_at = now() where task_id = any ($1)", [overdue, unsent]
     )
 
     async def expired() -> list[Line]:
@@ -90,6 +92,12 @@ async def test_the_end_of_a_task_by_report_or_deadline_is_told(deploy: Deploy, o
 
     (line,) = await until(expired, "the deadline")
     assert (line["task_id"], line["attempt"], line["reason"]) == (overdue, 1, "timeout")
+
+    async def looked_up() -> list[Line]:
+        return told(lines([here.web]), "reconciled")
+
+    (line,) = await until(looked_up, "the look-up")
+    assert (line["task_id"], line["attempt"], line["verdict"], line["reason"]) == (unsent, 1, "end", "not_started")
     (line,) = told(lines([here.web]), "report")
     assert (line["task_id"], line["outcome"], line["status"]) == (by_report, "applied", "failed")
     assert line["request_id"]

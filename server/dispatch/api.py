@@ -1,17 +1,15 @@
-"""The QStash API of our own dispatcher, as far as a task needs it: publish, look up, cancel, keys.
+"""The QStash API of our own dispatcher, as far as a task needs it: publish, look up, dead letters, cancel, keys.
 
 Every answer is JSON, errors are `{"error": text}`. openapi/dispatcher.py describes it from the types here.
 """
 
-import base64
-import hashlib
 import hmac
 import re
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote
 
-import asyncpg
 import msgspec
 import structlog
 from starlette.exceptions import HTTPException
@@ -22,9 +20,12 @@ from starlette.routing import Route
 from server import failpoints
 from server.body import decode_json, read_body
 from server.db import DATABASE_ERRORS, Pool
+from server.dispatch import shown
+from server.dispatch.history import History
 from server.dispatch.message import BadMessage, read_draft
 from server.dispatch.messages import Messages
 from server.dispatch.metrics import DispatcherMetrics
+from server.dispatch.shown import DeadLetter, Event
 from server.errors import Problem
 from server.health import Liveness
 from server.methods import allowed
@@ -39,6 +40,8 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 CANCEL_BYTES_MAX = 1024 * 1024
 CANCELLED_AT_ONCE_MAX = 10_000
 HEADERS_MAX = 100
+DEAD_LETTERS_MAX = 100
+EVENTS_MAX = 1_000
 PUBLISH_PREFIX = b"/v2/publish/"
 MESSAGE_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
 
@@ -70,30 +73,23 @@ class Keys(msgspec.Struct):
     next: str
 
 
-class Shown(msgspec.Struct, rename="camel", omit_defaults=True):
-    """A message as it was published; what is not set is left out. Times are Unix milliseconds.
+class DeadLetters(msgspec.Struct, omit_defaults=True):
+    """Newest first; `cursor` asks for the next page and is left out on the last."""
 
-    Headers are `{"Name": ["value", …]}`. A body that is not UTF-8 stands in base64; what was to be redacted is shown
-    as its SHA-256.
-    """
+    messages: list[DeadLetter]
+    cursor: str | None = None
 
-    message_id: str
-    url: str
-    method: str
-    max_retries: int
-    not_before: int
-    created_at: int
-    header: dict[str, list[str]] = {}
-    callback: str | None = None
-    failure_callback: str | None = None
-    callback_header: dict[str, list[str]] | None = None
-    failure_callback_header: dict[str, list[str]] | None = None
-    caller_ip: str = msgspec.field(name="callerIP", default="")
-    retry_delay_expression: str | None = None
-    label: str | None = None
-    labels: list[str] = []
-    body: str = ""
-    body_base64: str = ""
+
+class Events(msgspec.Struct):
+    """What happened to a message, newest first."""
+
+    events: list[Event]
+
+
+class Logs(msgspec.Struct):
+    """The same, under the older name."""
+
+    logs: list[Event]
 
 
 class Refusal(msgspec.Struct):
@@ -148,6 +144,7 @@ class Api:
         self._keys = settings.signing_keys
         self._pool = pool
         self._messages = messages
+        self._history = History(pool)
         self._published = published
         self._metrics = metrics
         self.routes = [
@@ -155,6 +152,10 @@ class Api:
             Route("/v2/messages/{id}", self._answering(self.message), methods=["GET"]),
             Route("/v2/messages/{id}", self._answering(self.cancel), methods=["DELETE"]),
             Route("/v2/messages", self._answering(self.cancel_many), methods=["DELETE"]),
+            Route("/v2/dlq", self._answering(self.dead_letters), methods=["GET"]),
+            Route("/v2/dlq/{id}", self._answering(self.dead_letter), methods=["GET"]),
+            Route("/v2/events", self._answering(self.events), methods=["GET"]),
+            Route("/v2/logs", self._answering(self.events), methods=["GET"]),
             Route("/v2/keys", self._answering(self.keys), methods=["GET"]),
             Route("/healthz", self.alive, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
@@ -201,10 +202,38 @@ class Api:
         return answer(Published(message_id, destination, duplicate), 202 if duplicate else 200)
 
     async def message(self, request: Request) -> Response:
-        row = await self._messages.find(_id(request))
+        row = await self._history.message(_id(request))
         if row is None:
             raise ApiError(404, "message not found")
-        return answer(_shown(row))
+        return answer(shown.message(dict(row)))
+
+    async def events(self, request: Request) -> Response:
+        """Of one message: there is no log but the messages themselves, so its states in between are not told."""
+        query = _filters(request, {"messageId", "count"})
+        if "messageId" not in query:
+            raise ApiError(400, "messageId is needed here")
+        row = await self._history.message(query["messageId"]) if MESSAGE_ID.fullmatch(query["messageId"]) else None
+        told = shown.events(dict(row), int(time.time() * 1000)) if row else []
+        told = told[: _count(query, EVENTS_MAX)]
+        return answer(Logs(told) if request.url.path.endswith("/logs") else Events(told))
+
+    async def dead_letters(self, request: Request) -> Response:
+        query = _filters(request, {"messageId", "url", "count", "cursor"})
+        count = _count(query, DEAD_LETTERS_MAX)
+        if any("\0" in value for value in query.values()):
+            return answer(DeadLetters([]))
+        rows = await self._history.dead_letters(
+            count + 1, message_id=query.get("messageId"), url=query.get("url"), after=query.get("cursor")
+        )
+        letters = [shown.dead_letter(dict(row)) for row in rows[:count]]
+        return answer(DeadLetters(letters, letters[-1].dlq_id if len(rows) > count else None))
+
+    async def dead_letter(self, request: Request) -> Response:
+        dlq_id = request.path_params["id"]
+        rows = await self._history.dead_letters(1, dlq_id=dlq_id) if MESSAGE_ID.fullmatch(dlq_id) else []
+        if not rows:
+            raise ApiError(404, "dead letter not found")
+        return answer(shown.dead_letter(dict(rows[0])))
 
     async def cancel(self, request: Request) -> Response:
         if not await self._messages.cancel(_id(request)):
@@ -258,6 +287,21 @@ def _id(request: Request) -> str:
     return given
 
 
+def _filters(request: Request, known: set[str]) -> dict[str, str]:
+    """What is asked for, without the token. Raises ApiError where there is no such filter."""
+    query = {name: value for name, value in request.query_params.items() if name != "qstash_token"}
+    if unknown := query.keys() - known:
+        raise ApiError(400, f"unknown filter {min(unknown)!r}")
+    return query
+
+
+def _count(query: dict[str, str], most: int) -> int:
+    count = query.get("count", str(most))
+    if not re.fullmatch(r"[0-9]{1,5}", count, re.ASCII) or not 1 <= int(count) <= most:
+        raise ApiError(400, f"count is a number from 1 to {most}")
+    return int(count)
+
+
 def _destination(request: Request) -> tuple[str, list[tuple[str, str]]]:
     """The destination as it was sent, byte for byte, and the options among the query parameters."""
     raw = bytes(request.scope["raw_path"])
@@ -277,48 +321,3 @@ def _destination(request: Request) -> tuple[str, list[tuple[str, str]]]:
             kept.append(part)
     query = "&".join(kept)
     return destination + (f"?{query}" if query else ""), options
-
-
-def _shown(row: asyncpg.Record) -> Shown:
-    redact = {field.lower() for field in row["redact"]}
-    body = bytes(row["body"])
-    return Shown(
-        message_id=row["id"],
-        url=row["url"],
-        method=row["method"],
-        max_retries=row["max_retries"],
-        not_before=row["not_before_ms"],
-        created_at=row["created_at_ms"],
-        header=_shown_header(msgspec.json.decode(row["header"]), redact),
-        callback=row["callback"],
-        failure_callback=row["failure_callback"],
-        callback_header=msgspec.json.decode(row["callback_options"]).get("header"),
-        failure_callback_header=msgspec.json.decode(row["failure_callback_options"]).get("header"),
-        caller_ip=row["caller_ip"],
-        retry_delay_expression=row["retry_delay"],
-        label=next(iter(row["labels"]), None),
-        labels=row["labels"],
-        **_shown_body(body, "body" in redact),
-    )
-
-
-def _shown_header(header: dict[str, list[str]], redact: set[str]) -> dict[str, list[str]]:
-    return {
-        name: [_redacted(value.encode()) for value in values]
-        if {"header", f"header[{name.lower()}]"} & redact
-        else values
-        for name, values in header.items()
-    }
-
-
-def _shown_body(body: bytes, redacted: bool) -> dict[str, str]:
-    if redacted:
-        return {"body": _redacted(body)}
-    try:
-        return {"body": body.decode()}
-    except UnicodeDecodeError:
-        return {"body_base64": base64.b64encode(body).decode()}
-
-
-def _redacted(value: bytes) -> str:
-    return "REDACTED:" + hashlib.sha256(value).hexdigest()

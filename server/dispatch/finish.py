@@ -12,6 +12,7 @@ from pathlib import Path
 
 from server import failpoints, results
 from server.dispatch.picture import Picture
+from server.tasks.ledger import Said
 from server.tasks.state import Complete, Outcome
 from server.tasks.store import NoSuchTask, TaskStore
 
@@ -24,24 +25,26 @@ class Finish:
         self._folder = folder
         self._secret = secret
 
-    async def complete(self, task_id: str, attempt: int, result: str | Picture, *, jti: str | None = None) -> Outcome:
-        """End the run. Raises NoSuchTask, and OSError when the picture cannot be stored."""
+    async def complete(self, task_id: str, attempt: int, result: str | Picture, said: Said) -> Outcome:
+        """End the run, or keep its result where it comes too late for a task that has none.
+
+        Raises NoSuchTask, and OSError when the picture cannot be stored."""
         if isinstance(result, str):
-            return await self._store.complete(task_id, Complete(attempt=attempt, result=result), jti=jti)
+            return await self._store.complete(task_id, Complete(attempt=attempt, result=result), said)
         name = await asyncio.to_thread(self._name, task_id, attempt, result)
         path = results.PATH + name
-        if not await self._store.is_open(task_id, attempt):
-            # Too late, for ever: nothing to store, only to say so.
-            return await self._store.complete(task_id, Complete(attempt=attempt, result=path), jti=jti)
+        if await self._store.standing(task_id, attempt) == "over":
+            # Nobody will ever want it: nothing to store, only to say so.
+            return await self._store.complete(task_id, Complete(attempt=attempt, result=path), said)
         await asyncio.to_thread(results.save, self._folder, name, result.data)
         failpoints.reached("picture.stored")
         try:
-            outcome = await self._store.complete(task_id, Complete(attempt=attempt, result=path), jti=jti)
+            outcome = await self._store.complete(task_id, Complete(attempt=attempt, result=path), said)
         except NoSuchTask:
             await self._discard(name)
             raise
         # After any other error nobody knows whether it was committed: the picture stays, and the call comes again.
-        if outcome != "applied" and await self._store.result_of(task_id) != path:
+        if outcome != "applied" and not await self._store.names(task_id, path):
             await self._discard(name)
         return outcome
 

@@ -251,16 +251,6 @@ class Messages:
         )
         return count
 
-    async def find(self, message_id: str) -> asyncpg.Record | None:
-        return await self._pool.fetchrow(
-            """select id, state::text, url, method, header, body, max_retries, retry_delay, callback, failure_callback,
-                      callback_options, failure_callback_options, redact, labels, caller_ip,
-                      (extract(epoch from not_before) * 1000)::bigint as not_before_ms,
-                      (extract(epoch from created_at) * 1000)::bigint as created_at_ms
-                 from dispatcher.messages where id = $1""",
-            message_id,
-        )
-
     async def clean_up(self) -> None:
         """Drop what ended long enough ago, and expired deduplication ids, a bounded number of each."""
         for states, days in (

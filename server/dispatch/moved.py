@@ -49,3 +49,6 @@ async def hand_back(connection: Connection) -> None:
             where state = 'active'"""
     )
     await connection.execute("update taskbeam.dispatches set leased_until = null where sent_at is null")
+    await connection.execute(
+        "update taskbeam.dispatches set lookup_leased_until = null where lookup_leased_until is not null"
+    )

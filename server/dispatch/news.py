@@ -1,11 +1,11 @@
-"""What a generator's answer or webhook says of a run: still working, done, or broken. Pure.
+"""What a generator's answer, a callback with it or a webhook says of a run: still working, done, or broken. Pure.
 
 Shapes: Replicate's prediction object (replicate.com/docs/topics/webhooks), fal's webhook (docs.fal.ai, "Webhooks"), and
 for any Standard Webhooks sender its recommended envelope: `type`, and `data` or the fields at the top.
 """
 
 import re
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,28 @@ MESSAGE_CHARACTERS_MAX = 500
 # As Replicate's own client reads the progress of a model that prints a bar.
 _BAR = re.compile(r"\s*([0-9]{1,3})%\s*\|")
 _BARS_CHARACTERS_MAX = 4_096
+
+
+Retries: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class Delivery(msgspec.Struct, rename="camel"):
+    """The body of a QStash callback, as far as it is needed; `body` is the generator's answer in base64."""
+
+    status: int = 0
+    body: str | None = None
+    retried: Retries = 0
+    max_retries: Retries | None = None
+    dlq_id: str | None = None
+    source_message_id: str | None = None
+
+    @property
+    def is_good(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def is_last(self) -> bool:
+        return self.dlq_id is not None or (self.max_retries is not None and self.retried >= self.max_retries)
 
 
 class BadNews(ValueError):

@@ -41,6 +41,8 @@ RETRY_SECONDS_MAX = 60.0
 REASON_CHARACTERS_MAX = 500
 UNKNOWN_TRIES_MAX = 8
 WITHDRAWALS_MAX = 100
+# A message that nobody has begun with for so long is looked up at the provider; after each resending twice as long.
+SILENT_SECONDS = 120.0
 
 # A callback that cannot be taken now (we are being deployed) is the only news of a finished picture. Upstash
 # allows few retries, by plan: those are stretched. Elsewhere it is tried for ten minutes, closely at first.
@@ -56,7 +58,9 @@ class Refused(Exception):
 class Outbox:
     """`poke()` when a message was committed; `run()` until cancelled."""
 
-    def __init__(self, pool: Pool, store: TaskStore, settings: Settings, secret: bytes, metrics: Metrics) -> None:
+    def __init__(
+        self, pool: Pool, store: TaskStore, client: AsyncQStash, settings: Settings, secret: bytes, metrics: Metrics
+    ) -> None:
         self._pool = pool
         self._store = store
         self._settings = settings
@@ -64,7 +68,7 @@ class Outbox:
         self._base_url = settings.callback_base
         self._here = Addresses(settings.callback_base, settings.webhook_base, secret)
         self._metrics = metrics
-        self._client = AsyncQStash(settings.qstash_token or "", base_url=settings.qstash_url, retry=False)
+        self._client = client
         self._callback_options = HOSTED if is_hosted(settings.qstash_url) else PATIENT
         self._poked = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
@@ -223,13 +227,17 @@ class Outbox:
 
     async def _sent(self, task_id: str, attempt: int, message_id: str | None) -> None:
         wanted = await self._pool.fetchval(
-            """update taskbeam.dispatches d set sent_at = now(), leased_until = null, message_id = $3, last_error = null
+            """update taskbeam.dispatches d
+                  set sent_at = now(), leased_until = null, message_id = $3, last_error = null,
+                      lookup_at = case when $3::text is not null
+                                       then now() + $4 * power(2, resends) * interval '1 second' end
                 where task_id = $1 and attempt = $2
                returning exists (select from public.image_generations t where t.task_id = d.task_id
                                     and t.attempt = d.attempt and t.status in ('pending', 'processing'))""",
             task_id,
             attempt,
             message_id,
+            SILENT_SECONDS,
         )
         if message_id is not None and not wanted:
             self.withdraw([message_id])  # it was cancelled or deleted meanwhile

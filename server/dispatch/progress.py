@@ -18,6 +18,7 @@ from server.dispatch.finish import Finish
 from server.dispatch.result import BadResult, read_result
 from server.dispatch.token import BadToken, read_token
 from server.metrics import Metrics
+from server.tasks.ledger import Said
 from server.tasks.state import Fail, Outcome, Report
 from server.tasks.store import NoSuchTask, TaskStore
 
@@ -90,17 +91,17 @@ class Progress:
         return Response(msgspec.json.encode(Noted(True, outcome, cancel)), media_type="application/json")
 
     async def _take(self, task_id: str, attempt: int, report: ProgressReport) -> Outcome:
+        said = Said(kind="report", delivery=report.delivery)
         if report.status == "completed":
             try:
                 result = await asyncio.to_thread(read_result, report.result or "")
             except BadResult as error:
                 raise errors.InvalidBody(str(error)) from None
-            return await self._finish.complete(task_id, attempt, result)
+            return await self._finish.complete(task_id, attempt, result, said)
         if report.status == "failed":
             error_text = report.error or "The generator gave no reason"
-            return await self._store.fail(
-                task_id, Fail(attempt=attempt, error=error_text, error_code="generator_error")
-            )
+            failed = Fail(attempt=attempt, error=error_text, error_code="generator_error")
+            return await self._store.fail(task_id, failed, said)
         return await self._store.report(
             task_id,
             Report(

@@ -19,6 +19,9 @@ async def follow_step(connection: Connection, seconds: float) -> None:
                 where status in ('pending', 'processing')""",
             """update taskbeam.dispatches set next_at = next_at + $1 * interval '1 second',
                       leased_until = leased_until + $1 * interval '1 second' where sent_at is null""",
+            """update taskbeam.dispatches set lookup_at = lookup_at + $1 * interval '1 second',
+                      lookup_leased_until = lookup_leased_until + $1 * interval '1 second'
+                where lookup_at is not null or lookup_leased_until is not null""",
             """update dispatcher.messages set due_at = due_at + $1 * interval '1 second',
                       leased_until = leased_until + $1 * interval '1 second'
                 where state in ('created', 'active', 'retry')""",

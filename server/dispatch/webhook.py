@@ -27,6 +27,7 @@ from server.dispatch.webhook_signature import verify_fal, verify_standard
 from server.generators import PROVIDERS, Generator
 from server.metrics import Metrics
 from server.settings import Settings
+from server.tasks.ledger import Said
 from server.tasks.state import Fail, Outcome, Report
 from server.tasks.store import NoSuchTask, TaskStore
 
@@ -105,14 +106,15 @@ class Webhook:
     async def _committed(self, provider: str, task_id: str, attempt: int, news: News, webhook_id: str) -> Outcome:
         # Of this run only: nobody uses up another's id.
         jti = f"{provider} {hashlib.sha256(f'{task_id} {attempt} {webhook_id}'.encode()).hexdigest()}"
+        said = Said(kind="webhook", jti=jti)
         try:
             if isinstance(news, Done):
-                return await self._finish.complete(task_id, attempt, news.result, jti=jti)
+                return await self._finish.complete(task_id, attempt, news.result, said)
             if isinstance(news, Broken):
                 change = Fail(attempt=attempt, error=news.error, error_code=news.code)
-                return await self._store.fail(task_id, change, jti=jti)
+                return await self._store.fail(task_id, change, said)
             report = Report(attempt=attempt, progress=news.progress, message=news.message)
-            return await self._store.report(task_id, report, jti=jti)
+            return await self._store.report(task_id, report, said)
         except NoSuchTask:
             self._metrics.webhooks[provider, "unknown_task"].inc()
             raise errors.TaskNotFound from None

@@ -8,29 +8,37 @@ from starlette.responses import Response
 
 from server.dispatch.api import (
     CANCEL_BYTES_MAX,
+    DEAD_LETTERS_MAX,
+    EVENTS_MAX,
     MESSAGE_BYTES_MAX,
     MESSAGE_ID,
     Cancel,
     Cancelled,
+    DeadLetters,
+    Events,
     Keys,
+    Logs,
     Published,
     Readiness,
     Refusal,
-    Shown,
 )
 from server.dispatch.message import METHODS, RETRIES_MAX, CallbackBody
+from server.dispatch.shown import DeadLetter, Shown
 from server.health import Liveness
 from server.openapi import document as build
-from server.openapi.operation import JSON, Answer, Example, Operation, Parameter, get
+from server.openapi.dispatcher_members import MEMBERS
+from server.openapi.operation import JSON, Answer, Example, Operation, Parameter, get, query
 
 ORIGIN = "http://localhost:8080"
 TOKEN = "QSTASH_TOKEN"  # noqa: S105  (what stands in its place in an example)
 DESTINATION = "https://example.com/hook"
 MESSAGE = "msg_taskbeam_3f1c5e0d9b7a4c268e21d0f7b6a59483"
+DEAD_LETTER = "1800005400000-5b21e5b7"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 
 ABOUT = """\
-The part of the QStash API that a task needs, as the published QStash SDKs speak it: publish, look up, cancel, keys.
+The part of the QStash API that a task needs, as the published QStash SDKs speak it: publish, look up, dead \
+letters, cancel, keys.
 
 Every request but those for its health and for this description needs the token (QSTASH_TOKEN), as a bearer or in \
 `?qstash_token=`. Whatever is not a success is `{"error": text}`."""
@@ -52,11 +60,62 @@ TOO_LARGE = Answer("The body is too large.", Refusal)
 WRONG = Answer("What is wrong with the request.", Refusal)
 
 
+def _count(most: int) -> Parameter:
+    schema = {"type": "integer", "minimum": 1, "maximum": most, "default": most}
+    return Parameter("count", "query", "How many, at most.", schema)
+
+
+def _of_message(path: str, name: str, summary: str, member: str, kind: type) -> Operation:
+    """The events of a message, which have two names."""
+    common = {"messageId": MESSAGE, "url": DESTINATION, "method": "POST", "maxRetries": 3}
+    return Operation(
+        path=path,
+        method="get",
+        id=name,
+        tag="Messages",
+        summary=summary,
+        about="How it ended, or the state that it is in, and when it was published; the states between are not told. "
+        "Of a message that there is not, nothing.",
+        parameters=(query("messageId", "The message's id.", required=True), _count(EVENTS_MAX)),
+        answers={200: Answer("Its events.", kind), 400: WRONG, 401: UNAUTHORIZED, 500: DOWN},
+        security="token",
+        examples=(
+            Example(
+                name="delayed",
+                about="Of a message that waits for its time",
+                status=200,
+                query={"messageId": MESSAGE},
+                headers=AUTHORIZED,
+                answer={member: [{"time": 1_800_005_400_000, "state": "CREATED", **common}]},
+            ),
+        ),
+    )
+
+
 def _callback(about: str) -> dict[str, Any]:
     schema = {"content": {JSON: {"schema": build.reference(CallbackBody)}}, "required": True}
     taken = {"200": {"description": "Any 2xx: taken; else it is sent again, as a message is."}}
     return {"post": {"summary": about, "requestBody": schema, "responses": taken}}
 
+
+SHOWN = {
+    "messageId": MESSAGE,
+    "url": DESTINATION,
+    "method": "POST",
+    "maxRetries": 3,
+    "notBefore": 1_800_005_410_000,
+    "createdAt": 1_800_005_400_000,
+    "header": {"Content-Type": [JSON]},
+    "callerIP": "127.0.0.1",
+    "body": '{"hello":"world"}',
+}
+LETTER = {
+    **SHOWN,
+    "dlqId": DEAD_LETTER,
+    "responseStatus": 404,
+    "responseHeader": {"Content-Type": [JSON]},
+    "responseBody": '{"error":"not found"}',
+}
 
 OPERATIONS = (
     Operation(
@@ -132,17 +191,7 @@ OPERATIONS = (
                 status=200,
                 path={"id": MESSAGE},
                 headers=AUTHORIZED,
-                answer={
-                    "messageId": MESSAGE,
-                    "url": DESTINATION,
-                    "method": "POST",
-                    "maxRetries": 3,
-                    "notBefore": 1_800_005_410_000,
-                    "createdAt": 1_800_005_400_000,
-                    "header": {"Content-Type": [JSON]},
-                    "callerIP": "127.0.0.1",
-                    "body": '{"hello":"world"}',
-                },
+                answer=SHOWN,
             ),
         ),
     ),
@@ -198,6 +247,59 @@ OPERATIONS = (
         ),
     ),
     Operation(
+        path="/v2/dlq",
+        method="get",
+        id="listDeadLetters",
+        tag="Messages",
+        summary="Messages that could not be delivered, newest first, each with the last answer to it",
+        about="A page may be shorter than asked for where they are large.",
+        parameters=(
+            query("messageId", "Only that of this message."),
+            query("url", "Only those that were to go to this URL."),
+            _count(DEAD_LETTERS_MAX),
+            query("cursor", "From the page before."),
+        ),
+        answers={200: Answer("A page.", DeadLetters), 400: WRONG, 401: UNAUTHORIZED, 500: DOWN},
+        security="token",
+        examples=(
+            Example(
+                name="message",
+                about="Of one message",
+                status=200,
+                query={"messageId": MESSAGE},
+                headers=AUTHORIZED,
+                answer={"messages": [LETTER]},
+            ),
+        ),
+    ),
+    Operation(
+        path="/v2/dlq/{id}",
+        method="get",
+        id="getDeadLetter",
+        tag="Messages",
+        summary="A message that could not be delivered, with the last answer to it",
+        parameters=(msgspec.structs.replace(ID, about="The dead letter's id (dlqId)."),),
+        answers={
+            200: Answer("The dead letter.", DeadLetter),
+            401: UNAUTHORIZED,
+            404: Answer("There is no such dead letter.", Refusal),
+            500: DOWN,
+        },
+        security="token",
+        examples=(
+            Example(
+                name="letter",
+                about="A dead letter",
+                status=200,
+                path={"id": DEAD_LETTER},
+                headers=AUTHORIZED,
+                answer=LETTER,
+            ),
+        ),
+    ),
+    _of_message("/v2/events", "listEvents", "What happened to a message, newest first", "events", Events),
+    _of_message("/v2/logs", "listLogs", "The same under its older name", "logs", Logs),
+    Operation(
         path="/v2/keys",
         method="get",
         id="getKeys",
@@ -239,55 +341,6 @@ OPERATIONS = (
     ),
     get("/openapi.json", "getDescription", "Server", "This description", JSON, "An OpenAPI 3.1 document."),
 )
-
-MEMBERS: dict[str, dict[str, str]] = {
-    "Published": {
-        "messageId": "The message's id.",
-        "url": "Where it goes.",
-        "deduplicated": "There, and true, where an earlier message stands for it.",
-    },
-    "Cancel": {"messageIds": "Their ids; null for all messages."},
-    "Cancelled": {"cancelled": "How many, without those that were finished."},
-    "Keys": {"current": "Signs now.", "next": "After the next rotation."},
-    "Refusal": {"error": "What is wrong, for people."},
-    "Liveness": {"status": "Always `ok`."},
-    "Readiness": {"status": "`unavailable` comes with 503.", "postgres": "The database."},
-    "Shown": {
-        "messageId": "The message's id.",
-        "url": "Where it goes.",
-        "method": "How it is delivered.",
-        "maxRetries": "Deliveries after the first.",
-        "notBefore": "When it may be delivered.",
-        "createdAt": "When it was published.",
-        "header": "What is sent along.",
-        "callback": "Where every delivery is reported.",
-        "failureCallback": "Where the last one is, if it failed.",
-        "callbackHeader": "What is sent along with it.",
-        "failureCallbackHeader": "What is sent along with it.",
-        "callerIP": "Who published it.",
-        "retryDelayExpression": "Milliseconds before a retry.",
-        "label": "The first of them.",
-        "labels": "All of them.",
-        "body": "Where it is UTF-8.",
-        "bodyBase64": "Where it is not.",
-    },
-    "CallbackBody": {
-        "status": "What the destination answered; 0 where it could not be reached.",
-        "header": "Of its answer.",
-        "body": "Its answer.",
-        "retried": "How many deliveries failed before.",
-        "maxRetries": "How many may.",
-        "sourceMessageId": "The message.",
-        "url": "Where it went.",
-        "method": "How.",
-        "sourceHeader": "What was sent along.",
-        "sourceBody": "What was sent.",
-        "notBefore": "When it might be delivered.",
-        "createdAt": "When it was published.",
-        "callerIP": "Who published it.",
-        "dlqId": "There on the failure callback: no delivery follows.",
-    },
-}
 
 API = build.Api(
     title="Taskbeam dispatcher",

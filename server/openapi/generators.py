@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 
 from server import errors
-from server.dispatch.callback import CALLBACK_BYTES_MAX, Delivery, Taken
+from server.dispatch.callback import CALLBACK_BYTES_MAX, Taken
+from server.dispatch.news import Delivery
 from server.dispatch.progress import FINISH_BYTES_MAX, Noted, ProgressReport
 from server.dispatch.webhook import WEBHOOK_BYTES_MAX
 from server.generators import PROVIDERS

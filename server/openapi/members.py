@@ -50,6 +50,15 @@ MEMBERS: dict[str, dict[str, str]] = {
         "createdAt": "When it was accepted.",
         "updatedAt": "When this version was made.",
     },
+    "Deliveries": {"deliveries": "Oldest first; 1,000 at most."},
+    "LedgerEntry": {
+        "at": "When it was taken.",
+        "kind": "Who said it: `callback` is QStash's, `webhook` the generator's provider's, `report` the generator's; "
+        "`lookup` was found among the provider's dead letters.",
+        "outcome": _OUTCOME,
+        "delivery": "Which delivery of the run it tells of, from 1.",
+        "status": "What the generator answered, 0 where nothing; left out where there was no answer to tell of.",
+    },
     "Delivery": {
         "status": "What the generator answered; under 100 where it could not be reached.",
         "body": "The generator's answer in base64.",

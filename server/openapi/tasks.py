@@ -8,6 +8,7 @@ from server.push.poll import WAIT_SECONDS_MAX
 from server.push.sse import TASKS_A_STREAM_MAX
 from server.results import NAME
 from server.tasks.endpoints import GENERATE_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX, Accepted, DeleteOutcome, Generate, Page
+from server.tasks.ledger import Deliveries
 from server.tasks.snapshot import Snapshot
 from server.tasks.state import STATUSES
 
@@ -123,6 +124,27 @@ TASKS = (
                 status=200,
                 query={"taskId": values.TASK_ID},
                 answer={"taskId": values.TASK_ID, "outcome": "deleted"},
+            ),
+        ),
+    ),
+    Operation(
+        path="/api/generate/deliveries",
+        method="get",
+        id="listDeliveries",
+        tag="Tasks",
+        summary="What was said of a task and verified, oldest first, and what became of each",
+        about="Callbacks, webhooks, reports that ended a run, and what a look at the provider found. A good result "
+        "that came too late is kept, and stands here as `stale`.",
+        parameters=(TASK,),
+        answers={200: Answer("The ledger.", Deliveries)},
+        problems=(errors.InvalidParameter, errors.TaskNotFound, errors.Unavailable),
+        examples=(
+            Example(
+                name="ended",
+                about="Of a task that its generator ended",
+                status=200,
+                query={"taskId": values.TASK_ID},
+                answer=values.as_json(values.DELIVERIES),
             ),
         ),
     ),

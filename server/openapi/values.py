@@ -7,6 +7,7 @@ import msgspec
 
 from server.tasks import snapshot
 from server.tasks.endpoints import Accepted, Page
+from server.tasks.ledger import Deliveries, LedgerEntry
 from server.tasks.snapshot import Snapshot
 
 ID_SCHEMA = {"type": "string", "pattern": f"^{snapshot.TASK_ID.pattern}$"}
@@ -56,9 +57,10 @@ FAILED = msgspec.structs.replace(
 STATUS_URL = f"/api/generate/status?taskId={TASK_ID}"
 EVENTS_URL = f"/api/generate/events?taskId={TASK_ID}"
 ACCEPTED = Accepted(TASK_ID, "pending", 1, STATUS_URL, EVENTS_URL, 1000)
+DELIVERIES = Deliveries([LedgerEntry(at=BEGAN + dt.timedelta(seconds=4), kind="report", outcome="applied", delivery=1)])
 
 
-def as_json(value: Accepted | Page | Snapshot) -> object:
+def as_json(value: Accepted | Deliveries | Page | Snapshot) -> object:
     """The value as its JSON is read."""
     return msgspec.json.decode(msgspec.json.encode(value))
 

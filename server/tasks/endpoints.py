@@ -25,6 +25,7 @@ from server.errors import (
     check_parameters,
 )
 from server.metrics import Metrics
+from server.tasks.ledger import Deliveries
 from server.tasks.pace import Pace
 from server.tasks.reading import BadPageCursor, TaskReader
 from server.tasks.snapshot import TASK_ID
@@ -153,17 +154,22 @@ class TaskEndpoints:
             msgspec.json.encode(page), media_type="application/json", headers={"Cache-Control": "private, no-store"}
         )
 
+    async def deliveries(self, request: Request) -> Response:
+        """The ledger of a task: what was said of it, by whom, and what became of that."""
+        caller = caller_of(request)
+        noted = await self._reader.deliveries(caller.claims, _one_task(request))
+        if noted is None:
+            raise TaskNotFound
+        return Response(
+            msgspec.json.encode(Deliveries(noted)),
+            media_type="application/json",
+            headers={"Cache-Control": "private, no-store"},
+        )
+
     async def delete(self, request: Request) -> Response:
         """Take a task away with its log and its picture; a running one is cancelled first."""
         caller = caller_of(request)
-        query = request.query_params
-        check_parameters(query, "taskId")
-        if len(query.getlist("taskId")) != 1:
-            raise InvalidParameter("name one task: DELETE /api/generate?taskId=…")
-        task_id = query["taskId"]
-        if not TASK_ID.fullmatch(task_id):
-            raise TaskNotFound
-        structlog.contextvars.bind_contextvars(task_id=task_id)
+        task_id = _one_task(request)
         try:
             deleted = await self._store.delete(caller.claims, task_id)
         except NoSuchTask:
@@ -178,3 +184,16 @@ class TaskEndpoints:
             media_type="application/json",
             headers={"Cache-Control": "no-store"},
         )
+
+
+def _one_task(request: Request) -> str:
+    """The task that the query names, and nothing else. Raises InvalidParameter and TaskNotFound."""
+    query = request.query_params
+    check_parameters(query, "taskId")
+    if len(query.getlist("taskId")) != 1:
+        raise InvalidParameter(f"name one task: {request.method} {request.url.path}?taskId=…")
+    task_id = query["taskId"]
+    if not TASK_ID.fullmatch(task_id):
+        raise TaskNotFound
+    structlog.contextvars.bind_contextvars(task_id=task_id)  # for the line of this request
+    return task_id

@@ -18,10 +18,12 @@ import msgspec
 from server.db import Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.histories import Histories, History
+from server.tasks.ledger import LedgerEntry
 from server.tasks.snapshot import TaskChange
 
 HISTORY_CHUNK = 200
 SNAPSHOT_TASKS_MAX = 100
+DELIVERIES_SHOWN_MAX = 1_000
 
 
 class BadPageCursor(ValueError):
@@ -144,6 +146,18 @@ class TaskReader:
         more = len(rows) > limit
         rows = rows[:limit]
         return self._changes(rows), _encode_page(rows[-1]) if more else None
+
+    async def deliveries(self, claims: str, task_id: str) -> list[LedgerEntry] | None:
+        """What was said of a task, oldest first; None where the task is not visible."""
+        async with acting_as(self._pool, claims) as connection:
+            rows = await connection.fetch(
+                """select d.at, d.kind, d.outcome, d.delivery, d.status
+                     from (select task_id from public.image_generations where task_id = $1) t
+                     left join public.task_deliveries d using (task_id) order by d.at limit $2""",
+                task_id,
+                DELIVERIES_SHOWN_MAX,
+            )
+        return [LedgerEntry(**row) for row in rows if row["at"] is not None] if rows else None
 
     async def now(self) -> str:
         """What is committed now, as a Postgres snapshot, for changed_since()."""

@@ -8,22 +8,21 @@ forget it. state.py says the same rules without SQL.
 import contextlib
 import secrets
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import asyncpg
 import msgspec
-import structlog
 
 from server import failpoints
-from server.db import UNAVAILABLE, Pool, acting_as
+from server.db import Pool, acting_as
 from server.tasks import snapshot
+from server.tasks.ledger import DELIVERIES_NOTED_MAX, Said
 from server.tasks.snapshot import TaskChange
-from server.tasks.state import OPEN, Complete, Fail, Outcome, Report, State, advance
-
-log = structlog.get_logger()
+from server.tasks.state import OPEN, Complete, Fail, Outcome, Report
 
 Publish: TypeAlias = Callable[[TaskChange], None]
-EXPIRED_A_STEP_MAX = 100
+# open: the run can end. late: it cannot, but a result of it would be kept. over: nothing of it is wanted any more.
+Standing: TypeAlias = Literal["open", "late", "over"]
 DELETE_TRIES_MAX = 5
 
 
@@ -96,14 +95,14 @@ class TaskStore:
         self._publish(change)
         return change
 
-    async def report(self, task_id: str, report: Report, *, jti: str | None = None) -> Outcome:
-        """A generator has begun or moved on. `jti` is the id of the signed callback that says so: it counts once.
-
-        Raises NoSuchTask.
-        """
+    async def report(self, task_id: str, report: Report, said: Said | None = None) -> Outcome:
+        """A generator has begun or moved on. With `said` it is noted in the ledger. Raises NoSuchTask."""
         row = await self._pool.fetchrow(
             """
-            with seen as (
+            with before as (
+              select task_id, user_id, status::text, attempt, delivery, progress from public.image_generations
+               where task_id = $1 for no key update
+            ), seen as (
               insert into taskbeam.callbacks_seen (jti) select $10::text where $10 is not null
               on conflict do nothing returning jti
             ), changed as (
@@ -129,10 +128,23 @@ class TaskStore:
                             or (coalesce($4, progress), coalesce($5, message), coalesce($6, preview),
                                 coalesce($7, step), coalesce($8, steps))
                                is distinct from (progress, message, preview, step, steps))))
-              and ($10 is null or exists (select from seen))
+              and exists (select from before) and ($10 is null or exists (select from seen))
             returning version
+            ), verdict as (
+              select b.*, case
+                when exists (select from changed) then 'applied'
+                when $10 is not null and not exists (select from seen) then 'duplicate'
+                when b.attempt <> $2 or b.status in ('completed', 'failed') or coalesce($3, b.delivery) < b.delivery
+                  or (coalesce($3, b.delivery) = b.delivery and $4 < coalesce(b.progress, 0)) then 'stale'
+                else 'duplicate' end as outcome
+              from before b
+            ), noted as (
+              insert into public.task_deliveries (task_id, user_id, attempt, delivery, kind, outcome, status)
+              select task_id, user_id, $2, coalesce($3, delivery), $11, outcome, $12 from verdict
+               where $11::text is not null
+                 and (select count(*) from public.task_deliveries where task_id = $1) < $13
             )
-            select (select version from changed) as version, $10 is null or exists (select from seen) as fresh
+            select outcome, (select version from changed) as version from verdict
             """,
             task_id,
             report.attempt,
@@ -143,15 +155,24 @@ class TaskStore:
             report.step,
             report.steps,
             self._deadline_seconds,
-            jti,
+            said and said.jti,
+            said and said.kind,
+            said and said.status,
+            DELIVERIES_NOTED_MAX,
         )
-        return await self._counted(task_id, report, row)
+        return await self._committed(task_id, row)
 
-    async def complete(self, task_id: str, change: Complete, *, jti: str | None = None) -> Outcome:
-        """End the run with its result; `jti` as in report(). Raises NoSuchTask."""
+    async def complete(self, task_id: str, change: Complete, said: Said | None = None) -> Outcome:
+        """End the run with its result; `said` as in report(). Too late for a task that has no result, it is kept.
+
+        Raises NoSuchTask.
+        """
         row = await self._pool.fetchrow(
             """
-            with seen as (
+            with before as (
+              select task_id, user_id, status::text, attempt, delivery, result from public.image_generations
+               where task_id = $1 for no key update
+            ), seen as (
               insert into taskbeam.callbacks_seen (jti) select $4::text where $4 is not null
               on conflict do nothing returning jti
             ), changed as (
@@ -159,23 +180,49 @@ class TaskStore:
                 status = 'completed', result = $3, progress = 100, preview = null,
                 version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
               where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
-                and ($4 is null or exists (select from seen))
+                and exists (select from before) and ($4 is null or exists (select from seen))
               returning version
+            ), verdict as (
+              select b.*, case
+                when exists (select from changed) then 'applied'
+                when $4 is not null and not exists (select from seen) then 'duplicate'
+                when b.attempt = $2 and b.result = $3 then 'duplicate'
+                else 'stale' end as outcome
+              from before b
+            ), judged as (
+              select v.*, outcome = 'stale' and v.status <> 'completed' and $2 <= v.attempt and not exists (
+                select from public.task_deliveries d
+                 where d.task_id = $1 and d.attempt = $2 and d.result is not null) as is_kept
+              from verdict v
+            ), noted as (
+              insert into public.task_deliveries (task_id, user_id, attempt, delivery, kind, outcome, status, result)
+              select task_id, user_id, $2, coalesce($6, delivery), $5, outcome, $7, case when is_kept then $3 end
+                from judged
+               where $5::text is not null
+                 and (outcome = 'applied' or is_kept
+                      or (select count(*) from public.task_deliveries where task_id = $1) < $8)
             )
-            select (select version from changed) as version, $4 is null or exists (select from seen) as fresh
+            select outcome, (select version from changed) as version from verdict
             """,
             task_id,
             change.attempt,
             change.result,
-            jti,
+            said and said.jti,
+            said and said.kind,
+            said and said.delivery,
+            said and said.status,
+            DELIVERIES_NOTED_MAX,
         )
-        return await self._counted(task_id, change, row)
+        return await self._committed(task_id, row)
 
-    async def fail(self, task_id: str, change: Fail, *, jti: str | None = None) -> Outcome:
-        """End the run without a result; `jti` as in report(). Raises NoSuchTask."""
+    async def fail(self, task_id: str, change: Fail, said: Said | None = None) -> Outcome:
+        """End the run without a result; `said` as in report(). Raises NoSuchTask."""
         row = await self._pool.fetchrow(
             """
-            with seen as (
+            with before as (
+              select task_id, user_id, status::text, attempt, delivery, error, error_code from public.image_generations
+               where task_id = $1 for no key update
+            ), seen as (
               insert into taskbeam.callbacks_seen (jti) select $6::text where $6 is not null
               on conflict do nothing returning jti
             ), changed as (
@@ -183,19 +230,53 @@ class TaskStore:
                 status = 'failed', error = $3, error_code = $4, cancelled = $5, preview = null,
                 version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
               where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
-                and ($6 is null or exists (select from seen))
+                and exists (select from before) and ($6 is null or exists (select from seen))
               returning version
+            ), verdict as (
+              select b.*, case
+                when exists (select from changed) then 'applied'
+                when $6 is not null and not exists (select from seen) then 'duplicate'
+                when b.attempt = $2 and (b.error, b.error_code) = ($3, $4) then 'duplicate'
+                else 'stale' end as outcome
+              from before b
+            ), noted as (
+              insert into public.task_deliveries (task_id, user_id, attempt, delivery, kind, outcome, status)
+              select task_id, user_id, $2, coalesce($8, delivery), $7, outcome, $9 from verdict
+               where $7::text is not null
+                 and (outcome = 'applied'
+                      or (select count(*) from public.task_deliveries where task_id = $1) < $10)
             )
-            select (select version from changed) as version, $6 is null or exists (select from seen) as fresh
+            select outcome, (select version from changed) as version from verdict
             """,
             task_id,
             change.attempt,
             change.error,
             change.error_code,
             change.cancelled,
-            jti,
+            said and said.jti,
+            said and said.kind,
+            said and said.delivery,
+            said and said.status,
+            DELIVERIES_NOTED_MAX,
         )
-        return await self._counted(task_id, change, row)
+        return await self._committed(task_id, row)
+
+    async def _committed(self, task_id: str, row: asyncpg.Record | None) -> Outcome:
+        failpoints.reached("change.committed")
+        if row is None:
+            raise NoSuchTask(task_id)
+        if row["version"] is not None:
+            await self.announce(task_id, row["version"])
+        outcome: Outcome = row["outcome"]
+        return outcome
+
+    async def announce(self, task_id: str, version: int) -> None:
+        """Hand a committed change to `publish`."""
+        row = await self._pool.fetchrow(
+            "select * from taskbeam.changes where task_id = $1 and version = $2", task_id, version
+        )
+        if row is not None:  # deleted meanwhile: nobody is left to be told
+            self._publish(snapshot.from_row(row, self._public_url))
 
     async def delete(self, claims: str, task_id: str) -> Deleted:
         """Take away a task of the caller's with its log and outgoing messages; a running one is cancelled first.
@@ -237,38 +318,6 @@ class TaskStore:
         unfinished = row["result"] is None
         return Deleted(row["result"], [message["message_id"] for message in messages] if unfinished else [])
 
-    async def _counted(self, task_id: str, change: Report | Complete | Fail, row: asyncpg.Record | None) -> Outcome:
-        assert row is not None  # noqa: S101  (the statements end in a select without a FROM)
-        return await self._outcome(task_id, change, row["version"]) if row["fresh"] else "duplicate"
-
-    async def _outcome(self, task_id: str, change: Report | Complete | Fail, version: int | None) -> Outcome:
-        failpoints.reached("change.committed")
-        if version is None:
-            state = await self._state(task_id)
-            verdict = advance(state, change)
-            # It became possible since: whoever sends it again will find it applied.
-            return verdict if isinstance(verdict, str) else "stale"
-        await self._announce(task_id, version)
-        return "applied"
-
-    async def _announce(self, task_id: str, version: int) -> None:
-        row = await self._pool.fetchrow(
-            "select * from taskbeam.changes where task_id = $1 and version = $2", task_id, version
-        )
-        if row is not None:  # deleted meanwhile: nobody is left to be told
-            self._publish(snapshot.from_row(row, self._public_url))
-
-    async def _state(self, task_id: str) -> State:
-        row = await self._pool.fetchrow(
-            """select status::text, attempt, delivery, progress, message, preview, step, steps, result, error,
-                      error_code, cancelled, version, status_version
-                 from public.image_generations where task_id = $1""",
-            task_id,
-        )
-        if row is None:
-            raise NoSuchTask(task_id)
-        return msgspec.convert(dict(row), State)
-
     async def is_cancelled(self, task_id: str, attempt: int) -> bool:
         """Whether this run need not go on: its task was cancelled, or a later attempt has replaced it."""
         row = await self._pool.fetchrow(
@@ -276,79 +325,28 @@ class TaskStore:
         )
         return row is None or row["cancelled"] or row["attempt"] > attempt
 
-    async def is_open(self, task_id: str, attempt: int) -> bool:
-        """Whether this run can still end; once it cannot, it never will."""
+    async def standing(self, task_id: str, attempt: int) -> Standing:
+        """Whether this run can still end, or its result, too late, would be kept; once it is `over`, it always is."""
         row = await self._pool.fetchrow(
-            "select status::text, attempt from public.image_generations where task_id = $1", task_id
+            """select status::text, attempt, exists (
+                      select from public.task_deliveries d
+                       where d.task_id = $1 and d.attempt = $2 and d.result is not null) as has_late_result
+                 from public.image_generations where task_id = $1""",
+            task_id,
+            attempt,
         )
-        return row is not None and row["attempt"] == attempt and row["status"] in OPEN
+        if row is None or row["attempt"] < attempt or row["status"] == "completed":
+            return "over"
+        if row["attempt"] == attempt and row["status"] in OPEN:
+            return "open"
+        return "over" if row["has_late_result"] else "late"
 
-    async def result_of(self, task_id: str) -> str | None:
-        """The result as it is stored."""
-        result: str | None = await self._pool.fetchval(
-            "select result from public.image_generations where task_id = $1", task_id
+    async def names(self, task_id: str, result: str) -> bool:
+        """Whether the task, or its ledger, has this result, as it is stored."""
+        found: bool = await self._pool.fetchval(
+            """select exists (select from public.image_generations where task_id = $1 and result = $2)
+                   or exists (select from public.task_deliveries where task_id = $1 and result = $2)""",
+            task_id,
+            result,
         )
-        return result
-
-    async def expire(self) -> int:
-        """End the tasks whose deadline has passed, a bounded number; returns how many.
-
-        A rule of the app's own may refuse one of them: it is put off, and must not hold up the others.
-        """
-        try:
-            return await self._expire(EXPIRED_A_STEP_MAX)
-        except UNAVAILABLE:
-            raise
-        except asyncpg.PostgresError:
-            ended = 0
-            for task_id in await self._overdue():
-                try:
-                    ended += await self._expire(1, task_id)
-                except UNAVAILABLE:
-                    raise
-                except asyncpg.PostgresError as error:
-                    log.error("cannot_expire", task_id=task_id, reason=str(error))
-                    await self._put_off(task_id)
-            return ended
-
-    async def _overdue(self) -> list[str]:
-        rows = await self._pool.fetch(
-            """select task_id from public.image_generations
-                where status in ('pending', 'processing') and deadline_at < now() order by deadline_at limit $1""",
-            EXPIRED_A_STEP_MAX,
-        )
-        return [row["task_id"] for row in rows]
-
-    async def _put_off(self, task_id: str) -> None:
-        """Look at this one again in an hour. Raises UNAVAILABLE."""
-        with contextlib.suppress(asyncpg.IntegrityConstraintViolationError, asyncpg.RaiseError):
-            await self._pool.execute(
-                "update public.image_generations set deadline_at = now() + interval '1 hour' where task_id = $1",
-                task_id,
-            )
-
-    async def _expire(self, count: int, only: str | None = None) -> int:
-        rows = await self._pool.fetch(
-            """
-            with overdue as (  -- not a subquery: that might be run again for each row, and lock others each time
-              select task_id from public.image_generations
-               where status in ('pending', 'processing') and deadline_at < now() and ($2::text is null or task_id = $2)
-               order by deadline_at limit $1 for update skip locked
-            )
-            update public.image_generations t set
-              status = 'failed', preview = null,
-              error_code = case when began_at is null then 'not_started' else 'timeout' end,
-              error = case when began_at is null then 'Nobody began with it within a day'
-                           else 'The generator did not finish in time' end,
-              version = version + 1,
-              status_version = version + 1, updated_at = clock_timestamp()
-            from overdue where t.task_id = overdue.task_id
-            returning t.task_id, t.version, t.attempt, t.error_code
-            """,
-            count,
-            only,
-        )
-        for row in rows:
-            log.warning("task_expired", task_id=row["task_id"], attempt=row["attempt"], reason=row["error_code"])
-            await self._announce(row["task_id"], row["version"])
-        return len(rows)
+        return found

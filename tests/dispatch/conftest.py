@@ -14,11 +14,15 @@ import pytest
 from qstash import AsyncQStash
 from qstash.message import PublishResponse
 
+from server.db import Pool
 from server.embedded.postgres import EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis
+from server.settings import Settings
 from tests.conftest import TEMPLATE
 from tests.deployment import TOKEN, Database, Deployment, listen
+from tests.dispatch.reconciling import World, member
 from tests.dispatch.runs import GENERATOR, Run, begin
+from tests.provider import Memory
 from tests.receiver import Receiver
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -148,3 +152,23 @@ async def messages(home: Home) -> AsyncIterator[Connection]:
     connection = await asyncpg.connect(home.deployment.database.owner_url)
     yield connection
     await connection.close()
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Receiver]:
+    """Where a QStash API is asked for what it knows."""
+    async with Receiver() as api:
+        yield api
+    api.listener.close()
+
+
+@pytest.fixture
+def memory(api: Receiver, settings: Settings) -> Memory:
+    """What it knows."""
+    return Memory(api, settings.qstash_token or "")
+
+
+@pytest.fixture
+def world(pool: Pool, settings: Settings, owner: Connection, memory: Memory, api: Receiver) -> World:
+    """A reconciler that asks it."""
+    return member(pool, settings, owner, memory, api.origin)

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import time
 from typing import Any
 
@@ -244,7 +245,10 @@ async def test_nor_does_its_callback_show_it(qstash: AsyncQStash, receiver: Rece
     (told,) = await receiver.wait("/told")
     assert told.json()["sourceHeader"]["X-Secret"] == ["s3cret"]
     seen = await shown(home, told.headers["upstash-message-id"])
-    assert seen["body"] == "REDACTED:" + hashlib.sha256(told.body).hexdigest()
+    body = json.loads(seen["body"])
+    assert body["sourceHeader"] == {"X-Secret": ["REDACTED:" + hashlib.sha256(b"s3cret").hexdigest()]}
+    assert body["sourceBody"].startswith("REDACTED:")
+    assert (body["status"], body["sourceMessageId"]) == (200, told.json()["sourceMessageId"])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from server.dispatch.messages import LEASE_SECONDS, Messages
 from server.dispatch.metrics import DispatcherMetrics
 from server.dispatch.moved import hand_back
 from server.dispatch.step import follow_step
+from server.tasks.expiry import LOOKUPS_MAX
 from server.tasks.store import TaskStore
+from tests.tasks.conftest import expiry_on
 
 HOUR = 3_600
 TASK = """insert into public.image_generations (task_id, user_id, prompt, status, began_at, deadline_at)
@@ -23,7 +25,7 @@ async def step(connection: "asyncpg.Connection[asyncpg.Record]", seconds: int) -
     """The clock is put forward (or back), and all that was noted by it stays behind."""
     for table, columns in (
         ("public.image_generations", ["deadline_at"]),
-        ("taskbeam.dispatches", ["next_at", "leased_until"]),
+        ("taskbeam.dispatches", ["next_at", "leased_until", "lookup_at", "lookup_leased_until"]),
         ("dispatcher.messages", ["due_at", "leased_until"]),
         ("dispatcher.deduplications", ["expires_at"]),
     ):
@@ -36,7 +38,11 @@ async def test_nothing_comes_early_and_nothing_an_hour_late(
     pool: Pool, owner: "asyncpg.Connection[asyncpg.Record]", hour: int
 ) -> None:
     await owner.execute(TASK)
-    await owner.execute("insert into taskbeam.dispatches (task_id, attempt) values ('t_step', 1)")
+    await owner.execute(
+        """insert into taskbeam.dispatches (task_id, attempt, lookups, lookup_at, lookup_leased_until)
+           values ('t_step', 1, $1, now() + interval '10 minutes', now() + interval '1 minute')""",
+        LOOKUPS_MAX,
+    )
     messages = Messages(pool, kept_days=None, dead_letters_kept_days=None)
     store = TaskStore(pool, lambda _: None, public_url="", deadline_seconds=900)
     held_id, _ = await messages.publish(Draft(url="http://a.test/", deduplication_id="one"), "")
@@ -47,7 +53,7 @@ async def test_nothing_comes_early_and_nothing_an_hour_late(
     await step(owner, hour)
     await follow_step(owner, hour)
 
-    assert await store.expire() == 0
+    assert await expiry_on(pool, store).expire() == 0
     assert await messages.expired() == []
     left = await owner.fetchval("select deadline_at - now() from public.image_generations where task_id = 't_step'")
     assert 890 < left.total_seconds() < 901
@@ -56,6 +62,10 @@ async def test_nothing_comes_early_and_nothing_an_hour_late(
     assert [message.id for message in await messages.claim(1, 0)] == [waiting_id]
     assert await messages.publish(Draft(url="http://a.test/", deduplication_id="one"), "") == (held_id, True)
     assert await owner.fetchval("select next_at <= now() from taskbeam.dispatches")
+    look = await owner.fetchrow("select lookup_at - now(), lookup_leased_until - now() from taskbeam.dispatches")
+    assert look is not None
+    assert 590 < look[0].total_seconds() < 601
+    assert 50 < look[1].total_seconds() < 61
     # A row nobody else may see changed: no version, no event.
     assert await owner.fetchval("select version from public.image_generations where task_id = 't_step'") == 1
 
@@ -70,19 +80,25 @@ async def test_without_it_all_that(pool: Pool, owner: "asyncpg.Connection[asyncp
     assert await messages.claim(1, 0) == []
     await step(owner, 2 * HOUR)
     assert len(await messages.claim(1, 0)) == 1
-    assert await store.expire() == 1
+    assert await expiry_on(pool, store).expire() == 1
 
 
 async def test_what_was_held_at_the_end_is_due_again_and_not_counted(
     pool: Pool, owner: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
     messages = Messages(pool, kept_days=None, dead_letters_kept_days=None)
+    await owner.execute(TASK)
+    await owner.execute(
+        """insert into taskbeam.dispatches (task_id, attempt, lookup_leased_until)
+           values ('t_step', 1, now() + interval '1 minute')"""
+    )
     for _ in range(5):
         if not await owner.fetchval("select exists (select from dispatcher.messages)"):
             await messages.publish(Draft(url="http://a.test/", max_retries=1), "")
         (held,) = await messages.claim(1, 0)
         assert held.deliveries == 1
         await hand_back(owner)
+        assert await owner.fetchval("select lookup_leased_until from taskbeam.dispatches") is None
 
 
 async def test_a_step_is_no_reason_to_take_others_for_dead(

@@ -21,10 +21,12 @@ from server.embedded.redis import EmbeddedRedis
 from tests.deployment import TOKEN, Deployment
 from tests.dispatch.conftest import shared_database
 from tests.openapi.description import DISPATCHER, WEB, Operation
+from tests.receiver import until
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 WEBHOOK_SECRET = b"the secret of a webhook's sender"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
 APART = {
     # Nothing is handed on: tasks stay as a test leaves them.
     "QSTASH_URL": "http://127.0.0.1:9",
@@ -103,12 +105,25 @@ class Here:
         )
         assert answer.status_code == 200, answer.text
 
-    async def publish(self) -> str:
-        """A message that is not delivered while a test lasts; its id."""
-        url = f"{self.deployment.dispatcher.url}/v2/publish/https://example.com/hook"
-        headers = {"Authorization": f"Bearer {TOKEN}", "Upstash-Delay": "1h", "Content-Type": "application/json"}
-        answer = await self.client.post(url, content=b"{}", headers=headers)
+    async def publish(self, destination: str = "https://example.com/hook", **options: str) -> str:
+        """A message, which is not delivered while a test lasts unless `options` say otherwise; its id."""
+        url = f"{self.deployment.dispatcher.url}/v2/publish/{destination}"
+        headers = {"Upstash-Delay": "1h", **options, "Content-Type": "application/json"}
+        answer = await self.client.post(url, content=b"{}", headers={**BEARER, **headers})
         return str(answer.json()["messageId"])
+
+    async def dead_letter(self) -> tuple[str, str]:
+        """A message that was answered with 404, once and for all; its id, and its dead letter's."""
+        nowhere = f"{self.deployment.web.url}/nowhere"
+        message_id = await self.publish(nowhere, **{"Upstash-Delay": "0s", "Upstash-Retries": "0"})
+        url = f"{self.deployment.dispatcher.url}/v2/dlq?messageId={message_id}"
+
+        async def letters() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = (await self.client.get(url, headers=BEARER)).json()["messages"]
+            return found
+
+        (letter,) = await until(letters, "its dead letter")
+        return message_id, letter["dlqId"]
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import msgspec
 import pytest
 
 from server.db import Pool
+from server.tasks.expiry import Expiry
+from server.tasks.ledger import Said
 from server.tasks.reading import TaskReader
 from server.tasks.snapshot import TaskChange
 from server.tasks.store import TaskStore
@@ -30,6 +32,15 @@ def new_task_id() -> str:
 
 def store_on(pool: Pool, published: list[TaskChange]) -> TaskStore:
     return TaskStore(pool, published.append, public_url="", deadline_seconds=900)
+
+
+def signed(jti: str) -> Said:
+    """A callback with this id in its signature."""
+    return Said(kind="callback", jti=jti)
+
+
+def expiry_on(pool: Pool, store: TaskStore) -> Expiry:
+    return Expiry(pool, store.announce)
 
 
 @pytest.fixture

@@ -7,13 +7,21 @@ Seven runs each, because from the sixth on Postgres may take a plan that knows n
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import cast
 
+import asyncpg
 import pytest
+from qstash import AsyncQStash
 
 from server.db import Pool, close_pool, open_pool
 from server.dispatch import backlog as dispatcher_backlog
+from server.dispatch.finish import Finish
+from server.dispatch.history import History
+from server.dispatch.lookup import Lookup
 from server.dispatch.messages import Messages
 from server.dispatch.outbox import Outbox
+from server.dispatch.reconciler import Reconciler
+from server.dispatch.settle import Settle
 from server.metrics import Metrics
 from server.retention import Retention
 from server.settings import Settings
@@ -24,7 +32,7 @@ from server.tasks.state import Complete, Fail, Report
 from server.tasks.store import NoSuchTask, TaskStore
 from server.upkeep import Upkeep
 from tests.conftest import Connection
-from tests.tasks.conftest import User, store_on
+from tests.tasks.conftest import User, expiry_on, signed, store_on
 
 TASKS = 20_000  # of many_tasks.sql
 RUNS = 7
@@ -55,15 +63,21 @@ async def test_no_statement_reads_a_table_from_end_to_end(
     store: TaskStore = store_on(one, [])
     reader = TaskReader(one, public_url="")
     messages = Messages(one, kept_days=1, dead_letters_kept_days=7)
+    history = History(one)
     claims, me = user.claims, user.id
     counter = iter(range(1_000_000))
     snapshot = await reader.now()
 
-    outbox = Outbox(one, store, settings, b"secret", Metrics())
+    client, metrics = AsyncQStash("none"), Metrics()
+    outbox = Outbox(one, store, client, settings, b"secret", metrics)
+    expiry = expiry_on(one, store)
+    settle = Settle(store, Finish(store, settings.data_dir, b"secret"))
+    reconciler = Reconciler(one, store, settle, outbox, Lookup(client), settings, metrics)
+    dispatch = cast("asyncpg.Record", {"task_id": waiting[0], "attempt": 1, "resends": 0})
     retention = Retention(one, settings.data_dir, Metrics(), tasks_days=13, events_days=7)
     monkeypatch.setattr("server.retention.TASKS_A_STEP", 50)
     no_ages = Retention(one, settings.data_dir, Metrics(), tasks_days=None, events_days=None)
-    upkeep = Upkeep(store, reader, Pace(), no_ages, Metrics())
+    upkeep = Upkeep(expiry, reader, Pace(), no_ages, Metrics())
 
     async def refused() -> None:
         with pytest.raises(NoSuchTask):
@@ -71,12 +85,21 @@ async def test_no_statement_reads_a_table_from_end_to_end(
 
     statements: dict[str, Callable[[], Awaitable[object]]] = {
         "create": lambda: store.create(claims, me, "a boat", b"{}"),
-        "report": lambda: store.report(waiting[0], Report(attempt=1, progress=next(counter)), jti=f"r{next(counter)}"),
-        "complete": lambda: store.complete(waiting[1], Complete(attempt=1, result="/r"), jti=f"c{next(counter)}"),
+        "report": lambda: store.report(
+            waiting[0], Report(attempt=1, progress=next(counter)), signed(f"r{next(counter)}")
+        ),
+        "complete": lambda: store.complete(waiting[1], Complete(attempt=1, result="/r"), signed(f"c{next(counter)}")),
         "fail": lambda: store.fail(waiting[2 + next(counter)], Fail(attempt=1, error="x", error_code="y")),
         "refused": refused,
         "is cancelled": lambda: store.is_cancelled(waiting[0], 1),
-        "expire": store.expire,
+        "expire": expiry.expire,
+        "look up": reconciler._take,
+        "look up no more": reconciler._clear,
+        "look up again": lambda: reconciler._again(dispatch, 1, 0),
+        "send a lost one": lambda: reconciler._resend(dispatch),
+        "standing": lambda: store.standing(waiting[0], 1),
+        "names": lambda: store.names(waiting[0], "/r"),
+        "deliveries": lambda: reader.deliveries(claims, mine[0]),
         "since": lambda: reader.since(claims, mine[0], 0),
         "all since": lambda: reader.all_since(claims, me, 1_003_000 - 20),
         "overview": lambda: reader.overview(claims, me, None),
@@ -98,7 +121,11 @@ async def test_no_statement_reads_a_table_from_end_to_end(
         "claim": lambda: messages.claim(10, 10),
         "renew": lambda: messages.renew([]),
         "expired leases": messages.expired,
-        "find": lambda: messages.find("msg_77"),
+        "find": lambda: history.message("msg_77"),
+        "dead letters of a message": lambda: history.dead_letters(1, message_id="msg_77"),
+        "dead letters for a URL": lambda: history.dead_letters(1, url="http://127.0.0.1:9/"),
+        "one dead letter": lambda: history.dead_letters(1, dlq_id="1-1"),
+        "dead letters": lambda: history.dead_letters(100),
         "cancel": lambda: messages.cancel(f"msg_{100 * (1 + next(counter) % 100)}"),
     }
     for name, run in statements.items():

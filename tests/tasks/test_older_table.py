@@ -17,7 +17,7 @@ from server.tasks.state import Complete
 from tests.clusters import Connection, Elsewhere
 from tests.conftest import Connection as OwnerConnection
 from tests.deployment import Database
-from tests.tasks.conftest import User, store_on
+from tests.tasks.conftest import User, expiry_on, store_on
 
 ME = User("00000000-0000-4000-8000-000000000001")
 LONG_AGO = dt.datetime(2024, 5, 6, 7, 8, 9, tzinfo=dt.UTC)
@@ -213,7 +213,7 @@ async def test_odd_old_rows_can_still_be_finished(supabase: Elsewhere) -> None:
         await app.execute("update image_generations set status = 'failed' where task_id = $1", "x" * 9000)
         await app.execute("update image_generations set prompt = 'p' where task_id = 'picture in the row'")
         await app.execute("update image_generations set deadline_at = now() - interval '1 s' where status = 'pending'")
-        ended = [await store.expire() for _ in range(4)]
+        ended = [await expiry_on(pool, store).expire() for _ in range(4)]
         assert sum(ended) == 245 + 5 + 1 + 1  # old ones, odd ones, the twin, nobody's
         assert (
             await app.fetchval("select count(*) from image_generations where status in ('pending', 'processing')") == 0

@@ -1,7 +1,6 @@
 """The store against real Postgres: the same rules as the pure state machine, and nothing half done."""
 
 import asyncio
-import json
 import random
 from typing import Any
 
@@ -16,7 +15,7 @@ from server.tasks.snapshot import TaskChange
 from server.tasks.state import Change, Complete, Fail, Report, Retry, State, advance
 from server.tasks.store import NoSuchTask, ParamsTooLarge, TaskStore
 from tests.conftest import Connection
-from tests.tasks.conftest import User, store_on
+from tests.tasks.conftest import User, signed, store_on
 
 LOGGED = [name for name in State.__struct_fields__ if name != "preview"]
 
@@ -64,7 +63,7 @@ async def _apply(store: TaskStore, owner: Connection, task_id: str, change: Chan
             return "applied" if done == "UPDATE 1" else "stale"
 
 
-async def _row(connection: Connection, task_id: str) -> State:
+async def row_of(connection: Connection, task_id: str) -> State:
     row = await connection.fetchrow("select *, status::text from image_generations where task_id = $1", task_id)
     assert row is not None
     return msgspec.convert({name: row[name] for name in State.__struct_fields__}, State)
@@ -126,7 +125,7 @@ async def _compare(pool: Pool, owner: Connection, user: User, sequence: list[Cha
         assert outcome == ("applied" if isinstance(after, State) else after)
         if isinstance(after, State):
             states.append(after)
-        assert await _row(owner, task_id) == states[-1]
+        assert await row_of(owner, task_id) == states[-1]
 
     # Each event is the row as it was at that version, and no version is missing.
     log = await _log(owner, task_id)
@@ -203,7 +202,7 @@ async def test_a_retry_begins_anew(store: TaskStore, owner: Connection, user: Us
     await store.fail(task_id, Fail(attempt=1, error="stopped", error_code="cancelled", cancelled=True))
     assert await store.is_cancelled(task_id, 1)
     await owner.execute("update image_generations set status = 'pending' where task_id = $1", task_id)
-    assert await _row(owner, task_id) == State(attempt=2, version=4, status_version=4)
+    assert await row_of(owner, task_id) == State(attempt=2, version=4, status_version=4)
     assert await owner.fetchval("select deadline_at > now() from image_generations where task_id = $1", task_id)
     # The run before is over for good; its failure is history.
     assert await store.complete(task_id, Complete(attempt=1, result="/results/late")) == "stale"
@@ -233,12 +232,12 @@ async def test_an_unknown_task(store: TaskStore) -> None:
 
 async def test_a_callback_that_is_played_again_changes_nothing(store: TaskStore, owner: Connection, user: User) -> None:
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-    assert await store.report(task_id, Report(attempt=1, progress=10), jti="one") == "applied"
-    assert await store.report(task_id, Report(attempt=1, progress=90), jti="one") == "duplicate"
-    assert await store.fail(task_id, Fail(attempt=1, error="x", error_code="y"), jti="one") == "duplicate"
-    assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), jti="one") == "duplicate"
-    assert (await _row(owner, task_id)).progress == 10
-    assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), jti="two") == "applied"
+    assert await store.report(task_id, Report(attempt=1, progress=10), signed("one")) == "applied"
+    assert await store.report(task_id, Report(attempt=1, progress=90), signed("one")) == "duplicate"
+    assert await store.fail(task_id, Fail(attempt=1, error="x", error_code="y"), signed("one")) == "duplicate"
+    assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), signed("one")) == "duplicate"
+    assert (await row_of(owner, task_id)).progress == 10
+    assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), signed("two")) == "applied"
     assert await owner.fetchval("select count(*) from taskbeam.callbacks_seen") == 2
 
 
@@ -248,10 +247,10 @@ async def test_a_callback_that_is_played_twice_at_the_same_time(
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
     for n in range(1, 11):
         outcomes = await asyncio.gather(
-            *(store.report(task_id, Report(attempt=1, delivery=n + d), jti=f"jti{n}") for d in (1, 1, 1))
+            *(store.report(task_id, Report(attempt=1, delivery=n + d), signed(f"jti{n}")) for d in (1, 1, 1))
         )
         assert sorted(outcomes) == ["applied", "duplicate", "duplicate"]
-    assert (await _row(owner, task_id)).version == 11
+    assert (await row_of(owner, task_id)).version == 11
 
 
 async def test_a_callback_that_had_to_wait_for_the_row_counts_once_too(
@@ -262,66 +261,14 @@ async def test_a_callback_that_had_to_wait_for_the_row_counts_once_too(
     async with owner.transaction():
         await owner.execute("update image_generations set message = 'held' where task_id = $1", task_id)
         waiting = [
-            asyncio.create_task(store.complete(task_id, Complete(attempt=1, result="/results/a"), jti="one"))
+            asyncio.create_task(store.complete(task_id, Complete(attempt=1, result="/results/a"), signed("one")))
             for _ in range(2)
         ]
         while await owner.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'") < 2:
             await owner.execute("select pg_stat_clear_snapshot()")
             await asyncio.sleep(0.01)
     assert sorted(await asyncio.gather(*waiting)) == ["applied", "duplicate"]
-    assert (await _row(owner, task_id)).version == 3
-
-
-# Deadlines
-
-
-async def _overdue(owner: Connection, *task_ids: str) -> None:
-    await owner.execute(
-        "update image_generations set deadline_at = now() - interval '1 second' where task_id = any ($1)", task_ids
-    )
-
-
-async def test_what_is_overdue_ends_and_nothing_else(
-    store: TaskStore, published: list[TaskChange], owner: Connection, user: User
-) -> None:
-    made = [(await store.create(user.claims, user.id, "a boat", b"{}")).task_id for _ in range(5)]
-    pending, processing, done, later, unclaimed = made
-    await store.report(processing, Report(attempt=1, progress=5))
-    await store.complete(done, Complete(attempt=1, result="/results/a"))
-    await store.report(later, Report(attempt=1))
-    await _overdue(owner, pending, processing, done)
-    before = len(published)
-    assert await store.expire() == 2
-    assert {(c.task_id, c.status) for c in published[before:]} == {(pending, "failed"), (processing, "failed")}
-    row = await _row(owner, processing)
-    assert (row.status, row.error_code, row.progress, row.version, row.status_version) == ("failed", "timeout", 5, 3, 3)
-    assert row.error
-    assert {(await _row(owner, t)).status for t in (later, unclaimed)} == {"processing", "pending"}
-    assert await store.expire() == 0
-
-
-async def test_two_processes_end_each_overdue_task_once_and_wait_for_none(
-    store: TaskStore, published: list[TaskChange], owner: Connection, user: User
-) -> None:
-    made = [(await store.create(user.claims, user.id, "a boat", b"{}")).task_id for _ in range(30)]
-    await _overdue(owner, *made)
-    published.clear()
-    async with owner.transaction():
-        await owner.fetchval("select task_id from image_generations where task_id = $1 for update", made[0])
-        ended = await asyncio.wait_for(asyncio.gather(*(store.expire() for _ in range(3))), 2)
-    assert sum(ended) == 29
-    assert sorted(change.task_id for change in published) == sorted(made[1:])
-    assert await store.expire() == 1
-
-
-async def test_a_step_of_expiry_is_bounded(store: TaskStore, owner: Connection, user: User) -> None:
-    await store.create(user.claims, user.id, "a boat", b"{}")
-    await owner.execute(
-        """insert into image_generations (task_id, user_id, prompt, deadline_at)
-           select 't' || n, $1, 'a boat', now() - interval '1 minute' from generate_series(1, 130) n""",
-        user.id,
-    )
-    assert [await store.expire() for _ in range(3)] == [100, 30, 0]
+    assert (await row_of(owner, task_id)).version == 3
 
 
 async def test_progress_needs_no_new_index_entries(store: TaskStore, owner: Connection, user: User) -> None:
@@ -340,42 +287,11 @@ async def test_progress_needs_no_new_index_entries(store: TaskStore, owner: Conn
         assert await owner.fetchval(statement) == 0
 
 
-async def test_a_task_that_nobody_begins_with_ends_too(
-    store: TaskStore, published: list[TaskChange], owner: Connection, user: User
-) -> None:
-    waiting = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-    begun = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-    await store.report(begun, Report(attempt=1))
-    statement = "select extract(epoch from deadline_at - now())::float8 from image_generations where task_id = $1"
-    assert await owner.fetchval(statement, waiting) == pytest.approx(86_400, abs=60)
-    assert await owner.fetchval(statement, begun) == pytest.approx(900, abs=60)
-    await owner.execute("update image_generations set deadline_at = now() - interval '1 s'")
-    published.clear()
-    assert await store.expire() == 2
-    codes = {change.task_id: json.loads(change.body)["errorCode"] for change in published}
-    assert codes == {waiting: "not_started", begun: "timeout"}
-
-
 async def test_a_report_that_names_no_delivery_is_of_the_current_one(
     store: TaskStore, owner: Connection, user: User
 ) -> None:
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
     await store.report(task_id, Report(attempt=1, delivery=3))
     assert await store.report(task_id, Report(attempt=1, progress=20)) == "applied"
-    row = await _row(owner, task_id)
+    row = await row_of(owner, task_id)
     assert (row.delivery, row.progress) == (3, 20)
-
-
-@pytest.mark.parametrize("never", [False, True])
-async def test_a_task_that_a_rule_of_the_app_keeps_from_failing_holds_up_no_other(
-    store: TaskStore, owner: Connection, user: User, never: bool
-) -> None:
-    odd, *others = [(await store.create(user.claims, user.id, "a boat", b"{}")).task_id for _ in range(5)]
-    await owner.execute("update image_generations set deadline_at = now() - interval '2 s' where task_id = $1", odd)
-    await _overdue(owner, *others)
-    rule = f"task_id <> '{odd}'" + ("" if never else " or status <> 'failed'")
-    await owner.execute(f"alter table image_generations add constraint of_the_app check ({rule}) not valid")
-    assert await store.expire() == 4
-    assert {(await _row(owner, task_id)).status for task_id in others} == {"failed"}
-    assert await store.expire() == 0
-    assert (await _row(owner, odd)).status == "pending"

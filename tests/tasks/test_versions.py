@@ -8,7 +8,7 @@ from server.tasks.reading import TaskReader
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import Complete, Fail, Report
 from tests.clusters import Elsewhere
-from tests.tasks.conftest import User, store_on
+from tests.tasks.conftest import User, signed, store_on
 
 
 async def test_the_path_of_a_task(hosted: Elsewhere, user: User) -> None:
@@ -16,10 +16,10 @@ async def test_the_path_of_a_task(hosted: Elsewhere, user: User) -> None:
     async with hosted.pool() as pool:
         store, reader = store_on(pool, published), TaskReader(pool, public_url="")
         task_id = (await store.create(user.claims, user.id, "a boat", b'{"n":1}')).task_id
-        assert await store.report(task_id, Report(attempt=1, progress=40), jti="a") == "applied"
-        assert await store.report(task_id, Report(attempt=1, progress=40), jti="b") == "duplicate"
-        assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), jti="c") == "applied"
-        assert await store.fail(task_id, Fail(attempt=1, error="late", error_code="x"), jti="d") == "stale"
+        assert await store.report(task_id, Report(attempt=1, progress=40), signed("a")) == "applied"
+        assert await store.report(task_id, Report(attempt=1, progress=40), signed("b")) == "duplicate"
+        assert await store.complete(task_id, Complete(attempt=1, result="/results/a"), signed("c")) == "applied"
+        assert await store.fail(task_id, Fail(attempt=1, error="late", error_code="x"), signed("d")) == "stale"
 
         changes = (await reader.since(user.claims, task_id, 0)).changes
         assert [(c.version, c.status) for c in changes] == [(1, "pending"), (2, "processing"), (3, "completed")]
