@@ -166,3 +166,22 @@ async def test_a_wrong_token_waits_for_the_operator(deploy: Deploy, upstash: Ups
         await here.web.start()
         seen = await changes(browser, f"taskId={task_id}")
     assert seen[-1].data["status"] == "completed"
+
+
+async def test_every_callback_is_lost(deploy: Deploy, upstash: Upstash, internet: Receiver, owner: Connection) -> None:
+    """What Upstash could not deliver here is found there, once the task is overdue."""
+    here = await join(deploy, upstash, GENERATOR_RETRIES="1")
+    upstash.loses_callbacks = True
+    done = Reply(200, b'{"data":[{"url":"https://cdn.example.com/4.png"}]}')
+    internet.script(DRAWING, Reply(500, b"out of paint"), done)
+    async with here.client() as browser:
+        answer = await browser.post("/api/generate", json={"prompt": "a lighthouse"})
+        task_id = answer.json()["taskId"]
+        await internet.wait(DRAWING, 2)
+        await upstash.done()
+        assert (await browser.get("/api/generate/status", params={"taskId": task_id})).json()["status"] == "pending"
+        await owner.execute("update image_generations set deadline_at = now() - interval '1 s'")
+        end = (await changes(browser, f"taskId={task_id}"))[-1].data
+        noted = (await browser.get("/api/generate/deliveries", params={"taskId": task_id})).json()["deliveries"]
+    assert (end["status"], end["result"]) == ("completed", "https://cdn.example.com/4.png")
+    assert [(row["kind"], row["outcome"], row["status"]) for row in noted] == [("lookup", "applied", 200)]

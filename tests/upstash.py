@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import jwt
 
+from tests.provider import Memory, Remembered
 from tests.receiver import Receiver, Reply, Request
 
 PUBLISH = "/v2/publish/"
@@ -29,6 +30,8 @@ class Upstash:
         self.reach: dict[str, str] = {}
         self.published: list[Request] = []
         self.answers: list[tuple[str, int, str]] = []  # of each callback: kind, status, body
+        self.memory = Memory(receiver, token)
+        self.loses_callbacks = False  # they go to the dead letters instead
         self._token = token
         self._keys = itertools.cycle(keys)
         self._ids: dict[str, str] = {}
@@ -49,6 +52,7 @@ class Upstash:
         if wish in self._ids:
             return self._json(202, {"messageId": self._ids[wish], "url": url, "deduplicated": True})
         message_id = self._ids[wish] = "msg_" + base64.b32encode(secrets.token_bytes(40)).decode()
+        self.memory.messages[message_id] = Remembered(url, request.headers["upstash-callback"], body=request.body)
         task = asyncio.create_task(self._deliver(message_id, url, request))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -92,6 +96,9 @@ class Upstash:
             )
             if answer.is_success:
                 break
+        known = self.memory.messages[message_id]
+        known.state, known.at = ("DELIVERED" if answer.is_success else "FAILED"), time.time()
+        known.dead = None if answer.is_success else (answer.status_code, answer.content)
         # The news of the last delivery overtakes that of the earlier ones, and is told twice.
         for told in (news[-1], *reversed(news)):
             await self._tell("callback", request.headers["upstash-callback"], told)
@@ -101,6 +108,9 @@ class Upstash:
                 await self._tell("failure", request.headers["upstash-failure-callback"], dead)
 
     async def _tell(self, kind: str, url: str, body: dict[str, Any]) -> None:
+        if self.loses_callbacks:
+            self.memory.add(url=url, state="FAILED", dead=(503, b"away"), body=json.dumps(body).encode())
+            return
         answer = await self._send(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         self.answers.append((kind, answer.status_code, answer.text))
 

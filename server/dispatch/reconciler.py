@@ -9,6 +9,7 @@ tasks/expiry.py.
 """
 
 import asyncio
+import contextlib
 import time
 
 import asyncpg
@@ -136,23 +137,27 @@ class Reconciler:
         )
 
     async def _look(self, row: asyncpg.Record, taken_at: float) -> None:
+        """Never raises: what breaks over one task must not hold up the others, and its lease runs out."""
         # Of this look's own asyncio task.
         structlog.contextvars.bind_contextvars(task_id=row["task_id"], attempt=row["attempt"])
         failpoints.reached("reconciler.taken")
-        async with self._asking:
-            if time.monotonic() - taken_at > LEASE_SECONDS - WORK_SECONDS_MAX:
-                return await self._again(row, 0.0, row["lookups_failed"])  # it could become another's meanwhile
-            try:
+        try:
+            async with self._asking:
+                if time.monotonic() - taken_at > LEASE_SECONDS - WORK_SECONDS_MAX:
+                    return await self._give_back(row)
                 async with asyncio.timeout(WORK_SECONDS_MAX):
                     await self._decide(row)
-            except NoSuchTask:
-                log.info("reconciled_no_task")
-            except UNAVAILABLE as error:
-                log.warning("not_reconciled", reason=type(error).__name__)  # its lease runs out
-            except asyncpg.PostgresError as error:
-                # A rule of the app's own, say. It must not hold up the others.
-                log.error("cannot_reconcile", reason=str(error))
+        except NoSuchTask:
+            log.info("reconciled_no_task")
+        except UNAVAILABLE as error:
+            log.warning("not_reconciled", reason=type(error).__name__)
+        except asyncpg.PostgresError as error:  # a rule of the app's own, say
+            log.error("cannot_reconcile", reason=str(error))
+            with contextlib.suppress(*DATABASE_ERRORS):
                 await self._again(row, REFUSED_SECONDS, row["lookups_failed"])
+        except Exception as error:
+            log.error("look_broke", exc_info=error)
+        return None
 
     async def _decide(self, row: asyncpg.Record) -> None:
         if row["message_id"] is None:
@@ -258,6 +263,16 @@ class Reconciler:
             row["attempt"],
             seconds,
             failed,
+        )
+
+    async def _give_back(self, row: asyncpg.Record) -> None:
+        """There was no time for it: it could become another's while it is asked about."""
+        await self._pool.execute(
+            """update taskbeam.dispatches set lookup_leased_until = null, lookups = lookups - $3
+                where task_id = $1 and attempt = $2""",
+            row["task_id"],
+            row["attempt"],
+            int(row["is_overdue"]),
         )
 
     async def _clear(self) -> None:

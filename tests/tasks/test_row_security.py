@@ -25,6 +25,7 @@ READS: dict[str, tuple[Read, object]] = {
     "overview of it": (lambda r, me, _, task: r.overview(me.claims, me.id, [task]), (0, 0, [])),
     "overview of theirs": (lambda r, me, them, _: r.overview(me.claims, them.id, None), (0, 0, [])),
     "all since": (lambda r, me, them, _: r.all_since(me.claims, them.id, 0), []),
+    "deliveries": (lambda r, me, _, task: r.deliveries(me.claims, task), None),
     "page": (lambda r, me, them, _: r.page(me.claims, them.id, limit=5, cursor=None, status=None), ([], None)),
 }
 
@@ -61,6 +62,9 @@ FORBIDDEN = [
     "insert into task_events select * from task_events",
     "update task_events set version = 9",
     "delete from task_events",
+    "insert into task_deliveries select * from task_deliveries",
+    "update task_deliveries set outcome = 'applied'",
+    "delete from task_deliveries",
     "update taskbeam.owners set seq = 0",
     "select * from taskbeam.dispatches",
     "select * from taskbeam.secrets",
