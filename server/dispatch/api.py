@@ -3,6 +3,7 @@
 Every answer is JSON, errors are `{"error": text}`. openapi/dispatcher.py describes it from the types here.
 """
 
+import asyncio
 import hmac
 import re
 import time
@@ -222,15 +223,18 @@ class Api:
         count = _count(query, DEAD_LETTERS_MAX)
         if any("\0" in value for value in query.values()):
             return answer(DeadLetters([]))
-        rows = await self._history.dead_letters(
-            count + 1, message_id=query.get("messageId"), url=query.get("url"), after=query.get("cursor")
+        rows, more = await self._history.dead_letters(
+            count, message_id=query.get("messageId"), url=query.get("url"), after=query.get("cursor")
         )
-        letters = [shown.dead_letter(dict(row)) for row in rows[:count]]
-        return answer(DeadLetters(letters, letters[-1].dlq_id if len(rows) > count else None))
+        cursor = rows[-1]["dlq_id"] if more and rows else None  # deleted meanwhile, perhaps
+        # They may be large, and deliveries are under way.
+        return await asyncio.to_thread(
+            lambda: answer(DeadLetters([shown.dead_letter(dict(row)) for row in rows], cursor))
+        )
 
     async def dead_letter(self, request: Request) -> Response:
         dlq_id = request.path_params["id"]
-        rows = await self._history.dead_letters(1, dlq_id=dlq_id) if MESSAGE_ID.fullmatch(dlq_id) else []
+        rows, _ = await self._history.dead_letters(1, dlq_id=dlq_id) if MESSAGE_ID.fullmatch(dlq_id) else ([], False)
         if not rows:
             raise ApiError(404, "dead letter not found")
         return answer(shown.dead_letter(dict(rows[0])))

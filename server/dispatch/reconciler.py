@@ -37,7 +37,7 @@ log = structlog.get_logger()
 
 PERIOD_SECONDS = 2.0
 TAKEN_MAX = 100
-PARALLELISM = 8
+PARALLELISM = 4  # a dead letter may carry a picture
 LEASE_SECONDS = 60.0
 WORK_SECONDS_MAX = 25.0
 # Of an overdue task: 5 + 10 + 20 + 40 s, then it ends without having been asked about.
@@ -219,6 +219,8 @@ class Reconciler:
     async def _end(self, row: asyncpg.Record, end: End) -> None:
         failed = Fail(attempt=row["attempt"], error=end.error, error_code=end.code)
         await self._store.fail(row["task_id"], failed)
+        if row["is_overdue"]:
+            self._metrics.expired.inc()
         if row["message_id"] is not None:
             self._outbox.withdraw([row["message_id"]])
 

@@ -10,6 +10,7 @@ from qstash import AsyncQStash
 from qstash.errors import QStashError
 from qstash.log import LogState
 
+from server.dispatch.history import PAGE_BYTES_MAX
 from tests.deployment import TOKEN
 from tests.dispatch.conftest import Connection, Home, publish, row_of
 from tests.receiver import Receiver, Reply, until
@@ -56,6 +57,26 @@ async def test_a_dead_letter(qstash: AsyncQStash, receiver: Receiver, messages: 
     assert (await qstash.dlq.list(filter={"message_id": "msg_nobody"})).messages == []
     with pytest.raises(QStashError, match="404"):
         await qstash.dlq.get("1-1")
+
+
+async def test_a_page_of_large_ones_is_short(qstash: AsyncQStash, receiver: Receiver, messages: Connection) -> None:
+    url = receiver.on("/large", Reply(500))
+    ids = [await publish(qstash, url=url, retries=0) for _ in range(3)]
+    for message_id in ids:
+        await ended(messages, message_id)
+    await messages.execute(
+        "update dispatcher.messages set response_body = decode(repeat('ab', $2), 'hex') where url = $1",
+        url,
+        PAGE_BYTES_MAX // 2,
+    )
+    seen, cursor, pages = [], None, 0
+    while pages == 0 or cursor:
+        page = await qstash.dlq.list(filter={"url": url}, cursor=cursor)
+        seen += [letter.message_id for letter in page.messages]
+        cursor, pages = page.cursor, pages + 1
+    assert (sorted(seen), pages) == (sorted(ids), 2)
+    await messages.execute("update dispatcher.messages set response_body = response_body || 'x' where url = $1", url)
+    assert len((await qstash.dlq.list(filter={"url": url})).messages) == 1
 
 
 async def test_the_states_of_a_message(qstash: AsyncQStash, receiver: Receiver, messages: Connection) -> None:

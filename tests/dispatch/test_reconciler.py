@@ -156,6 +156,17 @@ async def test_a_job_that_was_accepted_and_never_reported(world: World) -> None:
     )
 
 
+async def test_a_job_that_waited_in_a_queue_to_its_end(world: World, owner: Connection) -> None:
+    """Our own dispatcher says when a run begins; until then it has a day."""
+    task_id, message_id = await world.begin(state="CREATED")
+    await owner.execute("update image_generations set began_at = null where task_id = $1", task_id)
+    await world.overdue(task_id)
+    await world.reconciler.step()
+    assert await world.task(task_id) == ("failed", "not_started", "Nobody began with it in time")
+    await until(lambda: _cancelled(world), "it is cancelled", 5)
+    assert world.memory.cancelled == [message_id]
+
+
 async def test_a_message_that_never_left(world: World, user_task: str) -> None:
     await world.overdue(user_task)
     await world.reconciler.step()
