@@ -50,6 +50,7 @@ from server.tasks.endpoints import TaskEndpoints
 from server.tasks.expiry import Expiry
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
+from server.tasks.retries import Retries
 from server.tasks.snapshot import TaskChange
 from server.tasks.store import Deleted, TaskStore
 from server.upkeep import Upkeep
@@ -96,7 +97,7 @@ class Web:
 
         def publish(change: TaskChange) -> None:
             publisher.publish(change)
-            if change.version == 1:
+            if change.status == "pending":  # new, or retried
                 outbox.poke()
 
         store = TaskStore(pool, publish, public_url=public_url, deadline_seconds=settings.task_deadline_seconds)
@@ -127,7 +128,9 @@ class Web:
         self._router.routes.extend(
             routes(
                 settings,
-                tasks=TaskEndpoints(store, reader, pace, metrics, clear_away, generators),
+                tasks=TaskEndpoints(
+                    store, Retries(pool, store.announce), reader, pace, metrics, clear_away, generators
+                ),
                 poll=Poll(following, reader, pace, metrics),
                 streams=EventStreams(following, pulse, metrics),
                 sockets=Sockets(following, metrics),
@@ -181,6 +184,7 @@ def routes(
         Route("/api/generate", tasks.page, methods=["GET"]),
         Route("/api/generate", tasks.delete, methods=["DELETE"]),
         Route("/api/generate/deliveries", tasks.deliveries, methods=["GET"]),
+        Route("/api/generate/retry", tasks.retry, methods=["POST"]),
         Route("/api/generate/status", poll.answer, methods=["GET"]),
         Route("/api/generate/events", streams.answer, methods=["GET"]),
         WebSocketRoute("/api/generate/ws", sockets.serve),

@@ -93,6 +93,14 @@ class TaskInUse(Problem):
     status, code, title = 409, "task_in_use", "Rows of other tables in the database refer to this task"
 
 
+class NotFailed(Problem):
+    status, code, title = 409, "not_failed", "Only a task that has failed can be retried"
+
+
+class AttemptsExhausted(Problem):
+    status, code, title = 409, "attempts_exhausted", "The task was tried too often to be tried again"
+
+
 class MethodNotAllowed(Problem):
     status, code, title = 405, "method_not_allowed", "The route exists, but not with this method"
 

@@ -25,6 +25,7 @@ MEMBERS: dict[str, dict[str, str]] = {
         "pollAfterMs": "When it is worth asking.",
     },
     "DeleteOutcome": {"taskId": _TASK_ID, "outcome": "Always `deleted`."},
+    "RetryOutcome": {"taskId": _TASK_ID, "outcome": "Always `retried`."},
     "Page": {"tasks": "Newest first.", "cursor": "Of the next page; left out on the last."},
     "Snapshot": {
         "taskId": _TASK_ID,

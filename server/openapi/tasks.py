@@ -7,7 +7,16 @@ from server.openapi.operation import IMAGES, Answer, Example, Operation, Paramet
 from server.push.poll import WAIT_SECONDS_MAX
 from server.push.sse import TASKS_A_STREAM_MAX
 from server.results import NAME
-from server.tasks.endpoints import GENERATE_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX, Accepted, DeleteOutcome, Generate, Page
+from server.tasks.endpoints import (
+    GENERATE_BYTES_MAX,
+    PAGE_DEFAULT,
+    PAGE_MAX,
+    Accepted,
+    DeleteOutcome,
+    Generate,
+    Page,
+    RetryOutcome,
+)
 from server.tasks.ledger import Deliveries
 from server.tasks.snapshot import Snapshot
 from server.tasks.state import STATUSES
@@ -145,6 +154,33 @@ TASKS = (
                 status=200,
                 query={"taskId": values.TASK_ID},
                 answer=values.as_json(values.DELIVERIES),
+            ),
+        ),
+    ),
+    Operation(
+        path="/api/generate/retry",
+        method="post",
+        id="retryTask",
+        tag="Tasks",
+        summary="Try a failed task again",
+        about="It gets a new attempt. Where a good result of an earlier one came too late, and is kept, the attempt "
+        "completes with that at once, and nothing is generated again.",
+        parameters=(TASK,),
+        answers={200: Answer("It has a new attempt.", RetryOutcome)},
+        problems=(
+            errors.InvalidParameter,
+            errors.TaskNotFound,
+            errors.NotFailed,
+            errors.AttemptsExhausted,
+            errors.Unavailable,
+        ),
+        examples=(
+            Example(
+                name="failed",
+                about="A task that failed",
+                status=200,
+                query={"taskId": values.TASK_ID},
+                answer={"taskId": values.TASK_ID, "outcome": "retried"},
             ),
         ),
     ),

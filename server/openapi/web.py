@@ -57,7 +57,7 @@ API = build.Api(
     about=ABOUT,
     origin=ORIGIN,
     tags={
-        "Tasks": "Ask for one, look at it, list them.",
+        "Tasks": "Ask for one, look at it, list them, try one again.",
         "Streams": "Be told instead of asking.",
         "Generators": "For QStash and generators; each brings a proof of its own.",
         "Server": "How it does.",

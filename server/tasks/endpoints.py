@@ -14,9 +14,11 @@ from starlette.responses import Response
 from server.auth import caller_of
 from server.body import read_json
 from server.errors import (
+    AttemptsExhausted,
     InvalidCursor,
     InvalidParameter,
     InvalidPrompt,
+    NotFailed,
     TaskInUse,
     TaskNotFound,
     TooLarge,
@@ -25,9 +27,11 @@ from server.errors import (
     check_parameters,
 )
 from server.metrics import Metrics
+from server.tasks import retries
 from server.tasks.ledger import Deliveries
 from server.tasks.pace import Pace
 from server.tasks.reading import BadPageCursor, TaskReader
+from server.tasks.retries import Retries
 from server.tasks.snapshot import TASK_ID
 from server.tasks.state import STATUSES
 from server.tasks.store import Deleted, NoSuchTask, NoSuchUser, ParamsTooLarge, Referenced, TaskStore
@@ -68,6 +72,13 @@ class DeleteOutcome(msgspec.Struct, rename="camel"):
     outcome: Literal["deleted"] = "deleted"
 
 
+class RetryOutcome(msgspec.Struct, rename="camel"):
+    """The task has a new attempt."""
+
+    task_id: str
+    outcome: Literal["retried"] = "retried"
+
+
 class Page(msgspec.Struct, omit_defaults=True):
     """Tasks, newest first; `cursor` asks for the next page and is left out on the last."""
 
@@ -76,11 +87,15 @@ class Page(msgspec.Struct, omit_defaults=True):
 
 
 class TaskEndpoints:
-    """POST, GET and DELETE /api/generate. `clear_away` removes what a deleted task leaves outside the database."""
+    """POST, GET and DELETE /api/generate, and what is asked of one task.
+
+    `clear_away` removes what a deleted task leaves outside the database.
+    """
 
     def __init__(
         self,
         store: TaskStore,
+        retries: Retries,
         reader: TaskReader,
         pace: Pace,
         metrics: Metrics,
@@ -88,6 +103,7 @@ class TaskEndpoints:
         generators: Collection[str | None] = (None,),
     ) -> None:
         self._store = store
+        self._retries = retries
         self._generators = generators
         self._reader = reader
         self._pace = pace
@@ -164,6 +180,25 @@ class TaskEndpoints:
             msgspec.json.encode(Deliveries(noted)),
             media_type="application/json",
             headers={"Cache-Control": "private, no-store"},
+        )
+
+    async def retry(self, request: Request) -> Response:
+        """Open a new attempt of a task that has failed; a result that came too late completes it at once."""
+        caller = caller_of(request)
+        task_id = _one_task(request)
+        try:
+            await self._retries.retry(caller.claims, task_id)
+        except NoSuchTask:
+            raise TaskNotFound from None
+        except retries.NotFailed:
+            raise NotFailed from None
+        except retries.Exhausted:
+            raise AttemptsExhausted from None
+        log.info("task_retried")
+        return Response(
+            msgspec.json.encode(RetryOutcome(task_id)),
+            media_type="application/json",
+            headers={"Cache-Control": "no-store"},
         )
 
     async def delete(self, request: Request) -> Response:

@@ -33,6 +33,7 @@ BEFORE = {
     ("listTasks", "newest"): {"status": "completed", "result": values.PICTURE},
     ("listTasks", "failed"): {"status": "failed", "error": "Out of paint"},
     ("getTask", "news"): {"status": "completed", "result": values.PICTURE},
+    ("retryTask", "failed"): {"status": "failed", "error": "Out of paint"},
     ("listDeliveries", "ended"): {"status": "completed", "result": values.PICTURE},
     ("followTasks", "ended"): {"status": "completed", "result": values.PICTURE},
 }

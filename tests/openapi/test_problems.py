@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from server.embedded.postgres import EmbeddedPostgres
+from server.tasks.retries import ATTEMPTS_MAX
 from tests.deployment import TOKEN
 from tests.dispatch.runs import sign
 from tests.openapi.conftest import Connection, Here, webhook_signature
@@ -19,6 +20,8 @@ Provoke: TypeAlias = Callable[[Here, str], Request]  # of a task that there is
 NOBODY = "nobody"
 JSON = {"Content-Type": "application/json"}
 LARGE = 32 * 1024 * 1024 + 1
+# With a state of the task that takes more than a request.
+BELOW = {("deleteTask", "task_in_use"), ("retryTask", "attempts_exhausted")}
 # A defect of ours, and an owner that only a foreign auth schema can be without.
 NOT_PROVOKED = {"internal_error", "unauthorized"}
 
@@ -42,7 +45,8 @@ def create(body: bytes, media: str = "application/json") -> Provoke:
     return lambda *_: {"target": "/api/generate", "content": body, "headers": {"Content-Type": media}}
 
 
-def get(target: str) -> Provoke:
+def of(target: str) -> Provoke:
+    """A request without a body, with the method of its operation."""
     return lambda _, task_id: {"target": target.replace("TASK", task_id)}
 
 
@@ -53,19 +57,22 @@ SPECIAL: dict[tuple[str, str], Provoke] = {
     ("createTask", "unknown_generator"): create(b'{"prompt":"a","generator":"nobody"}'),
     ("createTask", "too_large"): create(b'{"prompt":"%s"}' % (b"x" * 70_000)),
     ("createTask", "unsupported_media_type"): create(b'{"prompt":"a"}', "text/plain"),
-    ("listTasks", "invalid_parameter"): get("/api/generate?limit=0"),
-    ("listTasks", "invalid_cursor"): get("/api/generate?cursor=x"),
-    ("deleteTask", "invalid_parameter"): get("/api/generate"),
-    ("deleteTask", "task_not_found"): get("/api/generate?taskId=nobody"),
-    ("listDeliveries", "invalid_parameter"): get("/api/generate/deliveries"),
-    ("listDeliveries", "task_not_found"): get("/api/generate/deliveries?taskId=nobody"),
-    ("getTask", "invalid_parameter"): get("/api/generate/status"),
-    ("getTask", "invalid_cursor"): get("/api/generate/status?taskId=TASK&after=x"),
-    ("getTask", "task_not_found"): get("/api/generate/status?taskId=nobody"),
-    ("followTasks", "invalid_parameter"): get("/api/generate/events?task=TASK"),
-    ("followTasks", "invalid_cursor"): get("/api/generate/events?taskId=TASK&after=x"),
-    ("followTasks", "task_not_found"): get("/api/generate/events?taskId=nobody"),
-    ("openSocket", "not_found"): get("/api/generate/ws"),
+    ("listTasks", "invalid_parameter"): of("/api/generate?limit=0"),
+    ("listTasks", "invalid_cursor"): of("/api/generate?cursor=x"),
+    ("deleteTask", "invalid_parameter"): of("/api/generate"),
+    ("deleteTask", "task_not_found"): of("/api/generate?taskId=nobody"),
+    ("retryTask", "invalid_parameter"): of("/api/generate/retry?task=TASK"),
+    ("retryTask", "task_not_found"): of("/api/generate/retry?taskId=nobody"),
+    ("retryTask", "not_failed"): of("/api/generate/retry?taskId=TASK"),
+    ("listDeliveries", "invalid_parameter"): of("/api/generate/deliveries"),
+    ("listDeliveries", "task_not_found"): of("/api/generate/deliveries?taskId=nobody"),
+    ("getTask", "invalid_parameter"): of("/api/generate/status"),
+    ("getTask", "invalid_cursor"): of("/api/generate/status?taskId=TASK&after=x"),
+    ("getTask", "task_not_found"): of("/api/generate/status?taskId=nobody"),
+    ("followTasks", "invalid_parameter"): of("/api/generate/events?task=TASK"),
+    ("followTasks", "invalid_cursor"): of("/api/generate/events?taskId=TASK&after=x"),
+    ("followTasks", "task_not_found"): of("/api/generate/events?taskId=nobody"),
+    ("openSocket", "not_found"): of("/api/generate/ws"),
     ("takeCallback", "bad_signature"): lambda here, t: {
         **callback(here, f"task={t}&attempt=1"),
         "headers": {"Upstash-Signature": sign("http://evil.test/", b"{}")},
@@ -86,15 +93,16 @@ SPECIAL: dict[tuple[str, str], Provoke] = {
     ("takeWebhook", "webhook_not_configured"): lambda here, t: webhook(here, t, PICTURE, ("/standard?", "/fal?")),
     ("takeWebhook", "task_not_found"): lambda here, _: webhook(here, NOBODY, PICTURE),
     ("takeWebhook", "too_large"): lambda here, t: webhook(here, t, bytes(LARGE)),
-    ("getPicture", "not_found"): get("/results/nobody.png"),
+    ("getPicture", "not_found"): of("/results/nobody.png"),
 }
 # What is right, and cannot be done while the tables are locked.
 LOCKED: dict[str, Provoke] = {
     "createTask": create(b'{"prompt":"a"}'),
-    "listTasks": get("/api/generate"),
-    "getTask": get("/api/generate/status?taskId=TASK"),
-    "listDeliveries": get("/api/generate/deliveries?taskId=TASK"),
-    "deleteTask": get("/api/generate?taskId=TASK"),
+    "listTasks": of("/api/generate"),
+    "getTask": of("/api/generate/status?taskId=TASK"),
+    "retryTask": of("/api/generate/retry?taskId=TASK"),
+    "listDeliveries": of("/api/generate/deliveries?taskId=TASK"),
+    "deleteTask": of("/api/generate?taskId=TASK"),
     "takeCallback": lambda here, t: callback(here, f"task={t}&attempt=1", b'{"status":500}'),
     "reportProgress": lambda here, t: report(here, t, b'{"progress":1}'),
     "takeWebhook": lambda here, t: webhook(here, t, PICTURE),
@@ -147,7 +155,7 @@ def test_all_that_is_declared_is_provoked() -> None:
     for operation in WEB.operations:
         declared = {code for _, code in operation.problems_declared()}
         special = {code for name, code in SPECIAL if name == operation.id}
-        special |= {"task_in_use"} if operation.id == "deleteTask" else set()  # below
+        special |= {code for name, code in BELOW if name == operation.id}
         locked = {"unavailable"} if operation.id in LOCKED else set()
         assert declared - NOT_PROVOKED == special | locked | set(everywhere(operation)) & declared, operation.id
         assert "internal_error" in declared
@@ -205,6 +213,25 @@ async def test_a_task_that_other_rows_need_is_not_deleted(here: Here) -> None:
     finally:
         await here.rows.execute("drop table orders")
     assert (answer.status_code, answer.json()["code"]) == (409, "task_in_use")
+
+
+async def test_a_task_that_was_tried_too_often_is_not_tried_again(here: Here) -> None:
+    task_id = await here.create()
+    await here.report(task_id, status="failed", error="no paint")
+
+    async def tried(times: int) -> None:
+        async with here.rows.transaction():
+            await here.rows.execute("set local session_replication_role = replica")  # without the rules of the log
+            await here.rows.execute(
+                "update public.image_generations set attempt = $1 where task_id = $2", times, task_id
+            )
+
+    retry = here.web.operation("retryTask"), f"/api/generate/retry?taskId={task_id}"
+    await tried(ATTEMPTS_MAX)
+    answer = await here.ask(*retry)
+    assert (answer.status_code, answer.json()["code"]) == (409, "attempts_exhausted")
+    await tried(ATTEMPTS_MAX - 1)
+    assert (await here.ask(*retry)).status_code == 200
 
 
 async def test_what_cannot_be_done_while_postgres_does_not_answer(here: Here) -> None:
