@@ -225,15 +225,17 @@ class Reconciler:
             self._outbox.withdraw([row["message_id"]])
 
     async def _apply(self, row: asyncpg.Record, found: Apply) -> None:
-        """What the generator answered; where that is no end (it accepted the job), time ends it."""
+        """What the generator answered; where that is no end (it accepted the job), its deadline is."""
         delivery, generator = found.delivery, self._generators.get(row["generator"])
         if generator is None:
             return await self._end(row, verdict.FAILED)
         said = Said(kind="lookup", status=delivery.status)
         await self._settle.settle(generator, row["task_id"], row["attempt"], delivery, said)
-        if row["is_overdue"] and await self._store.standing(row["task_id"], row["attempt"]) == "open":
-            await self._end(row, verdict.ACCEPTED)
-        return None
+        if await self._store.standing(row["task_id"], row["attempt"]) != "open":
+            return None
+        if row["is_overdue"]:
+            return await self._end(row, verdict.ACCEPTED)
+        return await self._again(row, SILENT_SECONDS_MAX, 0)
 
     async def _resend(self, row: asyncpg.Record) -> None:
         """The outbox sends it anew, under the same deduplication id, and the time of its run counts anew."""

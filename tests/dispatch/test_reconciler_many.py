@@ -10,7 +10,7 @@ import pytest
 from server.db import Pool
 from server.settings import Settings
 from server.tasks.expiry import Expiry
-from server.tasks.state import Report
+from server.tasks.state import OPEN, Report
 from tests.conftest import Connection, Deploy
 from tests.dispatch.reconciling import DONE, LONG_AGO, World, member
 from tests.provider import Memory, word
@@ -196,10 +196,22 @@ async def test_an_end_at_the_provider_need_not_wait_for_the_deadline(world: Worl
     assert [(await world.task(task_id))[0] for task_id in (done, dead)] == ["completed", "failed"]
 
 
+async def test_that_a_job_was_accepted_is_no_end_but_news(world: World) -> None:
+    task_id, _ = await world.begin(state="DELIVERED")
+    await world.letter(task_id, word(202))
+    await world.due()
+    assert await world.reconciler.step() == 1
+    assert (await world.task(task_id))[0] == "processing"
+    assert not (await world.dispatch(task_id))["held"]
+    await world.overdue(task_id)
+    assert await world.reconciler.step() == 1
+    assert (await world.task(task_id))[1] == "timeout"
+
+
 # Whatever the provider does
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(3))
 async def test_every_task_ends(world: World, pool: Pool, owner: Connection, seed: int) -> None:
     """Seeded: thirty tasks, a provider that changes its mind at each step, and time that passes."""
     chance = random.Random(seed)
@@ -230,14 +242,11 @@ async def test_every_task_ends(world: World, pool: Pool, owner: Connection, seed
             await world.outbox._sent(taken["task_id"], 1, None if taken["over"] else world.memory.add())
         await world.due()
         # an hour goes by, for some
-        await owner.execute(
-            "update image_generations set deadline_at = now() - interval '1 s' where hashtext(task_id || $1) % 3 = 0",
-            str(chance.random()),
-        )
+        await world.overdue(*chance.sample(ids, 10))
         if not await owner.fetchval("select count(*) from image_generations where status in ('pending', 'processing')"):
             break
     else:
-        raise AssertionError("a task is still open")
+        raise AssertionError([dict(await world.dispatch(t)) for t in ids if (await world.task(t))[0] in OPEN])
     ends = await owner.fetch(
         "select task_id, count(*) from task_events where status in ('completed', 'failed') group by 1"
     )

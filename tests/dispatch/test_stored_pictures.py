@@ -99,7 +99,10 @@ async def test_too_late(run: Run, folder_of: Path) -> None:
     # Nor after another attempt has begun.
     await run.owner.execute("update public.image_generations set status = 'pending' where task_id = $1", run.task_id)
     assert await run.outcome(delivery(200, PNG)) == "stale"
-    assert files(folder_of) == before
+    # The first one is kept, for a retry.
+    (kept,) = files(folder_of) - before
+    late = "select result from public.task_deliveries where task_id = $1 and result is not null"
+    assert [row["result"] for row in await run.owner.fetch(late, run.task_id)] == [f"/results/{kept}"]
 
 
 async def test_an_id_that_was_used_for_something_else(run: Run, folder_of: Path) -> None:
