@@ -88,30 +88,33 @@ PAST_THE_DEADLINE: dict[str, tuple[dict[str, Any], bytes | None, str, str | None
 }
 
 
-@pytest.mark.parametrize("case", PAST_THE_DEADLINE)
-async def test_past_the_deadline(world: World, case: str) -> None:
-    about, letter, status, code, told = PAST_THE_DEADLINE[case]
-    task_id, message_id = await world.begin(**about)
-    if letter is not None:
-        await world.letter(task_id, word(500, retried=0))  # of a delivery before: it decides nothing
-        await world.letter(task_id, letter)
-        await world.letter(task_id, word(500, retried=0))
-    await world.overdue(task_id)
-    assert await world.reconciler.step() == 1
-    assert await world.task(task_id) == (status, code, told)
-    assert world.published[-1].task_id == task_id
-    assert await world.reconciler.step() == 0
-    if about.get("state", "ACTIVE") in ("ACTIVE", "CREATED"):
-        await until(lambda: _cancelled(world), "it is cancelled", 5)
-        assert world.memory.cancelled == [message_id]
-    rows = await world.owner.fetch("select kind, outcome, status from public.task_deliveries")
-    expected = {"callback dead": 200, "callback dead, message gone": 200, "callback of a failure dead": 418}
-    expected |= {"dead": 503, "dead and forgotten": 500, "never reached": 0, "callback of an acceptance dead": 202}
-    assert [tuple(row) for row in rows] == ([("lookup", "applied", expected[case])] if case in expected else [])
+async def test_past_the_deadline(world: World, subtests: pytest.Subtests) -> None:
+    applied = {"callback dead": 200, "callback dead, message gone": 200, "callback of a failure dead": 418}
+    applied |= {"dead": 503, "dead and forgotten": 500, "never reached": 0, "callback of an acceptance dead": 202}
+    for case, (about, letter, status, code, told) in PAST_THE_DEADLINE.items():
+        with subtests.test(case):
+            task_id, message_id = await world.begin(**about)
+            if letter is not None:
+                await world.letter(task_id, word(500, retried=0))  # of a delivery before: it decides nothing
+                await world.letter(task_id, letter)
+                await world.letter(task_id, word(500, retried=0))
+            await world.overdue(task_id)
+            assert await world.reconciler.step() == 1
+            assert await world.task(task_id) == (status, code, told)
+            assert world.published[-1].task_id == task_id
+            assert await world.reconciler.step() == 0
+            if about.get("state", "ACTIVE") in ("ACTIVE", "CREATED"):
+                await cancelled(world, message_id)
+            noted = "select kind, outcome, status from public.task_deliveries where task_id = $1"
+            rows = [tuple(row) for row in await world.owner.fetch(noted, task_id)]
+            assert rows == ([("lookup", "applied", applied[case])] if case in applied else [])
 
 
-async def _cancelled(world: World) -> bool:
-    return bool(world.memory.cancelled)
+async def cancelled(world: World, message_id: str) -> None:
+    async def told() -> bool:
+        return message_id in world.memory.cancelled
+
+    await until(told, "it is cancelled at the provider", 5)
 
 
 async def test_a_letter_for_another_task_decides_nothing(world: World, memory: Memory) -> None:
@@ -163,8 +166,7 @@ async def test_a_job_that_waited_in_a_queue_to_its_end(world: World, owner: Conn
     await world.overdue(task_id)
     await world.reconciler.step()
     assert await world.task(task_id) == ("failed", "not_started", "Nobody began with it in time")
-    await until(lambda: _cancelled(world), "it is cancelled", 5)
-    assert world.memory.cancelled == [message_id]
+    await cancelled(world, message_id)
 
 
 async def test_a_message_that_never_left(world: World, user_task: str) -> None:
@@ -203,35 +205,38 @@ async def test_a_generator_that_we_no_longer_know(world: World, owner: Connectio
     assert "secret" not in str(error)
 
 
-@pytest.mark.parametrize(
-    "reply",
-    [
-        Reply(500),
-        Reply(401, b'{"error":"unauthorized"}'),
-        Reply(200, b"<html>"),
-        Reply(200, b"{}"),
-        Reply(404, b'{"error":"not found"}'),
-    ],
-    ids=["broken", "token", "proxy", "empty", "no such API"],
-)
-async def test_a_provider_that_cannot_be_asked(world: World, reply: Reply) -> None:
+STRANGE = {
+    "broken": Reply(500),
+    "token": Reply(401, b'{"error":"unauthorized"}'),
+    "proxy": Reply(200, b"<html>"),
+    "empty": Reply(200, b"{}"),
+    "no such API": Reply(404, b'{"error":"not found"}'),
+}
+
+
+async def test_a_provider_that_cannot_be_asked(world: World, subtests: pytest.Subtests) -> None:
     """Tried a few times within two minutes; then the task ends, and it is said why."""
-    task_id, _ = await world.begin()
-    await world.overdue(task_id)
-    world.memory.reply = reply
-    pauses = []
-    for n in range(1, AWAY_TRIES_MAX):
-        assert await world.reconciler.step() == 1
-        assert (await world.task(task_id))[0] == "pending"
-        row = await world.dispatch(task_id)
-        assert (row["lookups_failed"], row["held"]) == (n, None)
-        pauses.append(row["pause"])
-        await world.due()
-    assert pauses == pytest.approx([5, 10, 20, 40], abs=1)
-    assert await world.reconciler.step() == 1
-    status, code, error = await world.task(task_id)
-    assert (status, code) == ("failed", "timeout")
-    assert str(error).endswith("the provider could not be asked about it")
+    for name, reply in STRANGE.items():
+        with subtests.test(name):
+            task_id, _ = await world.begin()
+            await world.overdue(task_id)
+            world.memory.reply = reply
+            pauses = []
+            for n in range(1, AWAY_TRIES_MAX + 1):
+                asked = len(world.memory.asked)
+                world.reconciler._away_until = 0.0  # time goes by
+                assert await world.reconciler.step() == 1
+                assert len(world.memory.asked) > asked
+                row = await world.dispatch(task_id)
+                if n < AWAY_TRIES_MAX:
+                    assert (await world.task(task_id))[0] == "pending"
+                    assert (row["lookups_failed"], row["held"]) == (n, None)
+                    pauses.append(row["pause"])
+                await world.due()
+            assert pauses == pytest.approx([5, 10, 20, 40], abs=1)
+            status, code, error = await world.task(task_id)
+            assert (status, code) == ("failed", "timeout")
+            assert str(error).endswith("the provider could not be asked about it")
 
 
 async def test_failures_are_counted_anew_after_an_answer(world: World) -> None:
