@@ -96,7 +96,7 @@ def contradictions(setting: str, generator: Generator, secrets: Mapping[str, boo
     """What does not fit together in one description; `secrets` says of each provider whether it can be verified."""
     found = []
     if generator.webhook is None and generator.tells_webhook:
-        found.append(f"{setting} has {{webhookUrl}}, but no webhook setting says who calls it")
+        found.append(f"{setting} or its body has {{webhookUrl}}, but no webhook setting says who calls it")
     if generator.webhook is not None and not generator.tells_webhook:
         found.append(f"{setting} expects a webhook, but has {{webhookUrl}} neither in its URL nor in its body")
     if generator.webhook is not None and not secrets[generator.webhook]:

@@ -25,8 +25,8 @@ from server.request_id import HEADER, request_id_of
 log = structlog.get_logger()
 
 PATH_CHARACTERS_LOGGED = 200
-# They carry a signature or a token of their own, so they may be called from anywhere.
-SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/")
+# They carry a signature or a token of their own, or a name that cannot be guessed: they may be asked for from anywhere.
+SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/", "/results/")
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",

@@ -286,6 +286,9 @@ def far_qstash_problems(settings: Settings) -> list[str]:
     problems = []
     if settings.callback_url is None and settings.public_url is None:
         problems.append(f"PUBLIC_URL is needed: QStash at {host} has to reach this server (a tunnel will do)")
+    elif is_loopback(urlsplit(settings.callback_base).hostname or ""):
+        name = "PUBLIC_URL" if settings.callback_url is None else "CALLBACK_URL"
+        problems.append(f"{name} is an address of this machine: QStash at {host} cannot reach it (a tunnel will do)")
     if settings.generator_url is None:
         problems.append(f"GENERATOR_URL is needed: QStash at {host} cannot reach the built-in generator")
     return problems

@@ -66,6 +66,12 @@ async def test_behind_a_tunnel_only_what_proves_itself_answers(here: Deployment)
         ):
             answer = await client.post(path, json={}, headers=headers)
             assert (answer.status_code, answer.json()["code"]) == (401, code)
+        # What PUBLIC_URL says of a picture must be so. (Its name has 256 bits.)
+        name = "k" * 43 + ".png"
+        (here.folder / "results").mkdir(exist_ok=True)
+        (here.folder / "results" / name).write_bytes(b"picture")
+        assert (await client.get(f"/results/{name}", headers=headers)).content == b"picture"
+        assert (await client.get("/results/guess.png", headers=headers)).status_code == 404
         for path in ("/", "/docs", "/metrics", "/api/generate", "/api/generate/status?taskId=x", "/readyz", "/nothing"):
             assert (await client.get(path, headers=headers)).status_code == 421, path
 

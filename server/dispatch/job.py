@@ -5,13 +5,14 @@ The addresses a generator may call and the tokens that open them are made here, 
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
 from server.dispatch.token import make_token
 from server.generators import Generator
 from server.template import fill, fill_text
+from server.values import is_loopback
 
 PROGRESS_PATH = "/api/generate/progress"
 WEBHOOK_PATH = "/api/generate/webhook/"
@@ -25,6 +26,12 @@ class Addresses(msgspec.Struct, frozen=True):
     base_url: str
     webhook_base: str
     secret: bytes
+
+    def progress_url(self, generator_url: str) -> str:
+        """Where this generator reports: a loopback address of ours is no use to one on another machine."""
+        ours, theirs = (urlsplit(url).hostname or "" for url in (self.base_url, generator_url))
+        near = is_loopback(theirs) or not is_loopback(ours)
+        return (self.base_url if near else self.webhook_base) + PROGRESS_PATH
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -41,14 +48,14 @@ def compose(
     generator: Generator, task_id: str, attempt: int, prompt: str, params: Mapping[str, Any], here: Addresses
 ) -> Job:
     """The request for one run."""
-    base_url, secret = here.base_url, here.secret
-    token = make_token(secret, task_id, attempt)
+    token = make_token(here.secret, task_id, attempt)
+    progress_url = here.progress_url(generator.url)
     values: dict[str, Any] = {
         **{f"params.{name}": value for name, value in params.items()},
         "prompt": prompt,
         "taskId": task_id,
         "attempt": attempt,
-        "progressUrl": base_url + PROGRESS_PATH,
+        "progressUrl": progress_url,
         "progressToken": token,
         "webhookUrl": webhook_url(generator, task_id, attempt, here),
     }
@@ -56,7 +63,7 @@ def compose(
     ours = {
         "Taskbeam-Task-Id": task_id,
         "Taskbeam-Attempt": str(attempt),
-        "Taskbeam-Progress-Url": base_url + PROGRESS_PATH,
+        "Taskbeam-Progress-Url": progress_url,
         "Taskbeam-Progress-Token": token,
     }
     return Job(

@@ -31,6 +31,18 @@ def test_without_a_template() -> None:
     assert (job.hidden_headers, job.hides_body) == (["Taskbeam-Progress-Token"], False)
 
 
+def test_a_loopback_address_of_ours_is_told_to_those_it_is_of_use_to() -> None:
+    here = Addresses("http://127.0.0.1:8000", "https://app.test", SECRET)
+    for url, base in (
+        ("https://g.test/", "https://app.test"),
+        ("http://10.0.0.7/", "https://app.test"),
+        ("http://127.0.0.1:9/", "http://127.0.0.1:8000"),
+        ("http://localhost/", "http://127.0.0.1:8000"),
+    ):
+        job = compose(Generator(url=url), "t", 1, "a fox", {}, here)
+        assert job.headers["Taskbeam-Progress-Url"] == f"{base}/api/generate/progress", url
+
+
 def test_with_a_template_and_headers() -> None:
     generator = Generator(url="https://g.test/", body=TEMPLATE, headers=(("Authorization", "Bearer hunter2"),))
     job = compose(generator, "t", 1, "a fox", PARAMS, HERE)
