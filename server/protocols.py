@@ -67,6 +67,7 @@ class HandOver:
         made = make(protocol.transport, protocol.connections)
         protocol.connections.discard(protocol)
         protocol.pipeline.clear()
+        protocol._arrived()  # no later request is waited for
         self._cycle.disconnected = True  # nothing more is owed to it
         protocol.server_state.total_requests += 1
         protocol.flow.resume_reading()

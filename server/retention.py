@@ -50,13 +50,21 @@ class Retention:
         self._passed: tuple[Any, str] | None = None  # the place in the present pass over old tasks
         self._rest_until = 0.0
         self._said: set[str] = set()  # what would not go
+        self._tasks_a_step = TASKS_A_STEP
 
     async def turn(self) -> None:
-        """As many steps as are due, and time allows. Raises what the database raises."""
+        """As many steps as are due, and time allows; one that fails holds up no other. Raises UNAVAILABLE."""
         until = time.monotonic() + TURN_SECONDS_MAX
-        for step in (self.discard_pictures, self._delete_tasks, self._trim_logs, self._forget_notes):
-            while await step() and time.monotonic() < until:
-                pass
+        for step in (self.discard_pictures, self._forget_notes, self._trim_logs, self._delete_tasks):
+            try:
+                while await step() and time.monotonic() < until:
+                    pass
+            except asyncpg.QueryCanceledError:
+                log.warning("retention_slow", step=step.__name__.strip("_"))
+            except UNAVAILABLE:
+                raise
+            except asyncpg.PostgresError as error:
+                self._say_once(step.__name__, "retention_failed", step=step.__name__.strip("_"), reason=str(error))
 
     async def discard_pictures(self, names: Sequence[str] | None = None) -> bool:
         """Take the files of deleted tasks away, of these or of any; whether there may be more.
@@ -102,49 +110,53 @@ class Retention:
                     order by created_at, task_id limit $4""",
                 self._tasks_days,
                 *(self._passed or (None, None)),
-                TASKS_A_STEP,
+                self._tasks_a_step,
             )
-            ids = [row["task_id"] for row in old]
-            try:
-                async with connection.transaction():
-                    await self._delete(connection, ids)
-            except UNAVAILABLE:
-                raise
-            except asyncpg.PostgresError:
-                # Rows of the app's own may refer to some of them: those stay, and must not hold up the others.
-                for task_id in ids:
-                    await self._delete_one(connection, task_id)
-        self._passed = (old[-1]["created_at"], old[-1]["task_id"]) if len(old) == TASKS_A_STEP else None
-        if self._passed is None:
-            self._rest_until = time.monotonic() + PASS_PAUSE_SECONDS
-        return self._passed is not None
-
-    async def _delete(self, connection: Connection, task_ids: Sequence[str]) -> None:
-        gone = await connection.fetchval(
-            """with old as (
-                 select task_id from public.image_generations
-                  where task_id = any ($1) and status in ('completed', 'failed')
-                    and updated_at < now() - $2 * interval '1 day'
-                  order by task_id for update skip locked
-               ), gone as (
-                 delete from public.image_generations t using old where t.task_id = old.task_id returning 1
-               )
-               select count(*) from gone""",
-            task_ids,
-            self._tasks_days,
-        )
+            gone = await self._delete_what_can_be(connection, [row["task_id"] for row in old])
         if gone:
             self._metrics.deleted["age"].inc(gone)
             log.info("old_tasks_deleted", count=gone)
+        self._passed = (old[-1]["created_at"], old[-1]["task_id"]) if len(old) == self._tasks_a_step else None
+        if self._passed is None:
+            self._rest_until = time.monotonic() + PASS_PAUSE_SECONDS
+        self._tasks_a_step = min(TASKS_A_STEP, 2 * self._tasks_a_step)
+        return self._passed is not None
 
-    async def _delete_one(self, connection: Connection, task_id: str) -> None:
+    async def _delete_what_can_be(self, connection: Connection, task_ids: Sequence[str]) -> int:
+        """Rows of the app's own may refer to some of them: those stay, and must not hold up the others."""
         try:
-            async with connection.transaction():
-                await self._delete(connection, [task_id])
+            return await self._delete(connection, task_ids)
+        except asyncpg.QueryCanceledError as error:
+            if len(task_ids) > 1:  # what goes with them is much: fewer the next time
+                self._tasks_a_step = max(1, len(task_ids) // 4)
+                raise
+            self._say_once(task_ids[0], "cannot_delete_task", task_id=task_ids[0], reason=str(error))
+            return 0
         except UNAVAILABLE:
             raise
         except asyncpg.PostgresError as error:
-            self._say_once(task_id, "cannot_delete_task", task_id=task_id, reason=str(error))
+            if len(task_ids) == 1:
+                self._say_once(task_ids[0], "cannot_delete_task", task_id=task_ids[0], reason=str(error))
+                return 0
+            return sum([await self._delete_what_can_be(connection, [task_id]) for task_id in task_ids])
+
+    async def _delete(self, connection: Connection, task_ids: Sequence[str]) -> int:
+        async with connection.transaction():
+            gone: int = await connection.fetchval(
+                """with old as (
+                     select task_id from public.image_generations
+                      where task_id = any ($1) and status in ('completed', 'failed')
+                        and updated_at < now() - $2 * interval '1 day'
+                      order by task_id for update skip locked
+                   ), gone as (
+                     delete from public.image_generations t using old where t.task_id = old.task_id returning 1
+                   )
+                   select count(*) from gone""",
+                task_ids,
+                self._tasks_days,
+            )
+            await connection.execute("set constraints all immediate")  # what is deferred is refused here, if at all
+        return gone
 
     async def _trim_logs(self) -> bool:
         if self._events_days is None:
@@ -170,27 +182,53 @@ class Retention:
             )
             if not ended:
                 return False
-            await connection.execute(
-                """with cut as (
-                     select e.task_id, e.version, e.user_id, e.owner_seq
-                       from public.image_generations t join public.task_events e using (task_id)
-                      where t.task_id = any ($1) and t.status in ('completed', 'failed') and e.version < t.version
-                   ), newest as (
-                     select user_id, max(owner_seq) as seq from cut group by 1
-                   ), locked as (  -- in the order of all who lock owners
-                     select user_id from taskbeam.owners where user_id = any (array(select user_id from newest))
-                      order by user_id for no key update
-                   ), told as (
-                     update taskbeam.owners o
-                        set trimmed = greatest(o.trimmed, (select seq from newest where newest.user_id = o.user_id))
-                      where o.user_id = any (array(select user_id from locked))
-                   )
-                   delete from public.task_events e using cut
-                    where (e.task_id, e.version) = (cut.task_id, cut.version)""",
-                [row["task_id"] for row in ended],
-            )
-            await connection.execute("update taskbeam.trimming set reached = $1", ended[0]["last"])
-        return bool(ended[0]["n"] >= TASKS_A_STEP)
+            left = await self._cut(connection, [row["task_id"] for row in ended])
+            if not left:
+                await connection.execute("update taskbeam.trimming set reached = $1", ended[0]["last"])
+        return bool(not left and ended[0]["n"] >= TASKS_A_STEP)
+
+    async def _cut(self, connection: Connection, task_ids: Sequence[str]) -> int:
+        """Cut the logs of those that ended long enough ago for good; how many somebody else holds, to be cut later.
+
+        Nothing is waited for: who deletes a user locks in another order than we do.
+        """
+        left: int = await connection.fetchval(
+            """with wanted as (
+                 select t.task_id, t.user_id, t.version from unnest($1::text[]) named (task_id)
+                   cross join lateral (
+                     select task_id, user_id, version from public.image_generations
+                      where task_id = named.task_id and status in ('completed', 'failed') limit 1) t
+                   cross join lateral (
+                     select from public.task_events e
+                      where (e.task_id, e.version) = (t.task_id, t.version) and e.at < now() - $2 * interval '1 day'
+                      limit 1) ended
+               ), tasks as (
+                 select task_id from public.image_generations where task_id = any (array(select task_id from wanted))
+                  order by task_id for no key update skip locked
+               ), owners as (
+                 select user_id from taskbeam.owners where user_id = any (array(select user_id from wanted))
+                  order by user_id for no key update skip locked
+               ), mine as (
+                 select w.* from wanted w where w.task_id in (select task_id from tasks)
+                    and w.user_id in (select user_id from owners)
+               ), cut as (
+                 select e.task_id, e.version, e.user_id, e.owner_seq from mine
+                  cross join lateral (
+                    select * from public.task_events
+                     where task_id = mine.task_id and version < mine.version order by version limit all) e
+               ), told as (
+                 update taskbeam.owners o set trimmed = greatest(o.trimmed, (
+                          select max(owner_seq) from cut where cut.user_id = o.user_id))
+                  where o.user_id = any (array(select user_id from cut))
+               ), gone as (
+                 delete from public.task_events e using cut
+                  where (e.task_id, e.version) = (cut.task_id, cut.version)
+               )
+               select (select count(*) from wanted) - (select count(*) from mine)""",
+            task_ids,
+            self._events_days,
+        )
+        return left
 
     async def _forget_notes(self) -> bool:
         await self._pool.execute(

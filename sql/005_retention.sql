@@ -11,7 +11,8 @@ create table taskbeam.deletions (
   task_id text not null,
   user_id uuid not null,
   at timestamptz not null default clock_timestamp(),
-  xact xid8 not null default pg_current_xact_id()
+  xact xid8 not null default pg_current_xact_id(),
+  last bytea  -- how it ended, where that was in the same transaction: the snapshot its followers are still to see
 );
 create index deletions_xact on taskbeam.deletions (xact);
 create index deletions_at on taskbeam.deletions (at);
@@ -26,13 +27,18 @@ begin
   if found then
     perform pg_notify('taskbeam', '');
   end if;
+  -- Not one that another task shows as well.
   insert into taskbeam.discarded_pictures (name)
-    select distinct substr(o.result, 10) from old_rows o where o.result ~ '^/results/[A-Za-z0-9_-]{22,64}\.(png|jpg|webp)$'
+    select distinct substr(o.result, 10) from old_rows o
+     where o.result ~ '^/results/[A-Za-z0-9_-]{22,64}\.(png|jpg|webp)$'
+       and not exists (select from public.image_generations t where t.result = o.result and t.result like '/results/%')
     on conflict do nothing;
   return null;
 end $$;
 create trigger taskbeam_deletions after delete on public.image_generations
   referencing old table as old_rows for each statement execute function taskbeam.note_deletions();
+
+create index taskbeam_tasks_picture on public.image_generations (result) where result like '/results/%';
 
 alter table taskbeam.owners add column trimmed bigint not null default 0;
 comment on column taskbeam.owners.trimmed is 'events up to this number may be missing from the log';
@@ -49,7 +55,7 @@ create index dispatches_created on taskbeam.dispatches (created_at, task_id) whe
 revoke all on taskbeam.deletions, taskbeam.discarded_pictures, taskbeam.trimming
   from public, anon, authenticated, service_role;
 revoke all on function taskbeam.note_deletions() from public, anon, authenticated, service_role;
-grant select, delete on taskbeam.deletions to service_role;
+grant select, delete, update (last) on taskbeam.deletions to service_role;
 grant select, update, delete on taskbeam.discarded_pictures to service_role;  -- update: to lock what it takes
 grant select, update on taskbeam.trimming to service_role;
 grant select (trimmed) on taskbeam.owners to authenticated;

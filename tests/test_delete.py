@@ -123,13 +123,17 @@ async def test_only_its_owner_can(pool: Pool) -> None:
     assert (await store.delete(user.claims, task_id)).result is None
 
 
-async def test_what_other_rows_refer_to_stays(pool: Pool, owner: Connection) -> None:
+@pytest.mark.parametrize("how", ["", "on delete restrict", "deferrable initially deferred"])
+async def test_what_other_rows_refer_to_stays_and_goes_on(pool: Pool, owner: Connection, how: str) -> None:
     store = store_on(pool, [])
     user = User()
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
-    await store.complete(task_id, Complete(attempt=1, result="/r"))
-    await owner.execute("create table favourites (task_id text references image_generations (task_id))")
+    await owner.execute(f"create table favourites (task_id text references image_generations (task_id) {how})")
     await owner.execute("insert into favourites values ($1)", task_id)
+    with pytest.raises(Referenced):
+        await store.delete(user.claims, task_id)
+    assert await store.standing(task_id, 1) == "open", "it was not cancelled either"
+    assert await store.complete(task_id, Complete(attempt=1, result="/r")) == "applied"
     with pytest.raises(Referenced):
         await store.delete(user.claims, task_id)
     assert await store.names(task_id, "/r")
@@ -198,6 +202,18 @@ async def test_every_follower_is_told(here: Deployment, owner: Connection) -> No
         assert socket_one.result()["taskIds"] == [gone]
         assert socket_all.result() == {"type": "deleted", "taskIds": [gone]}
     assert await status_of(here, other) == 200
+
+
+async def test_the_end_of_a_running_one_is_seen_whatever_the_bus_does(here: Deployment) -> None:
+    play = await Play.of(here)
+    for _ in range(5):
+        task_id = await play.create()
+        async with here.client() as client, stream(client, f"taskId={task_id}") as events:
+            while (await anext(events)).event != "status":
+                pass
+            assert (await delete(here, task_id)).status_code == 200
+            seen = [event async for event in events if event.is_change]
+        assert [(event.data["status"], event.data["cancelled"]) for event in seen] == [("failed", True)]
 
 
 async def test_a_stream_of_named_tasks_ends_when_the_last_of_them_is_gone(here: Deployment, owner: Connection) -> None:

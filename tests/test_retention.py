@@ -1,5 +1,6 @@
 """What goes after its time, and nothing else: old tasks with their pictures, old logs, and the notes beside them."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -118,12 +119,14 @@ async def test_a_picture_that_cannot_be_deleted_yet_is_not_forgotten(
     assert await owner.fetchval("select count(*) from taskbeam.discarded_pictures") == 0
 
 
+@pytest.mark.parametrize("how", ["", "on delete restrict", "deferrable initially deferred"])
 async def test_a_task_that_other_rows_refer_to_stays_and_holds_up_no_other(
-    pool: Pool, owner: Connection, user: User, retention: Retention, capsys: pytest.CaptureFixture[str]
+    pool: Pool, owner: Connection, user: User, retention: Retention, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
     kept, gone = await finished(pool, owner, user, 40), await finished(pool, owner, user, 35)
-    await owner.execute("create table favourites (task_id text references image_generations (task_id))")
+    await owner.execute(f"create table favourites (task_id text references image_generations (task_id) {how})")
     await owner.execute("insert into favourites values ($1)", kept)
+    await owner.execute("insert into taskbeam.callbacks_seen values ('old', now() - interval '11 minutes')")
     for _ in range(2):
         retention._rest_until = 0
         await retention.turn()
@@ -131,6 +134,8 @@ async def test_a_task_that_other_rows_refer_to_stays_and_holds_up_no_other(
     assert gone not in await tasks_of(owner)
     said = capsys.readouterr()
     assert (said.out + said.err).count("cannot_delete_task") == 1
+    assert (said.out + said.err).count("old_tasks_deleted") == 1
+    assert await owner.fetchval("select count(*) from taskbeam.callbacks_seen") == 0, "the rest goes on"
     await owner.execute("drop table favourites")
     retention._rest_until = 0
     await retention.turn()
@@ -141,6 +146,7 @@ async def test_steps_are_small_and_come_to_the_end(
     pool: Pool, owner: Connection, user: User, retention: Retention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.retention.TASKS_A_STEP", 2)
+    retention._tasks_a_step = 2
     for _ in range(5):
         await finished(pool, owner, user, 31)
     assert await retention._delete_tasks()
@@ -205,6 +211,67 @@ async def test_a_superseded_failure_goes_when_its_task_has_ended(
     await age(owner, task_id, 8)
     await retention.turn()
     assert await versions_of(owner, task_id) == [4]
+
+
+async def test_one_that_was_tried_again_is_cut_by_its_last_end(
+    pool: Pool, owner: Connection, user: User, retention: Retention
+) -> None:
+    """Its first failure is long ago, and its followers may still come from before its second attempt's end."""
+    store = store_on(pool, [])
+    task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
+    await owner.execute("update image_generations set status = 'failed', error = 'no' where task_id = $1", task_id)
+    await age(owner, task_id, 8)
+    await owner.execute("update image_generations set status = 'pending' where task_id = $1", task_id)
+    await owner.execute("update image_generations set status = 'failed', error = 'no' where task_id = $1", task_id)
+    await retention.turn()
+    assert await versions_of(owner, task_id) == [1, 2, 3, 4]
+    assert (await TaskReader(pool, public_url="").overview(user.claims, user.id, [])).trimmed == 0
+
+
+async def test_what_somebody_holds_is_cut_later_and_nobody_is_waited_for(
+    pool: Pool, owner: Connection, user: User, retention: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, free = await finished(pool, owner, user, 9), await finished(pool, owner, User(), 8)
+    async with owner.transaction():
+        await owner.execute("select from image_generations where task_id = $1 for update", held)
+        async with asyncio.timeout(2):
+            await retention.turn()
+        assert await versions_of(owner, held) == [1, 2, 3]
+        assert await versions_of(owner, free) == [3]
+    await retention.turn()
+    assert await versions_of(owner, held) == [3]
+
+
+async def test_what_is_slow_to_delete_goes_in_smaller_steps(
+    pool: Pool, owner: Connection, user: User, retention: Retention
+) -> None:
+    for _ in range(6):
+        await finished(pool, owner, user, 31)
+    await owner.execute(
+        """create function slow() returns trigger language plpgsql as
+           $$ begin perform pg_sleep(0.8); return old; end $$;
+           create trigger slow before delete on image_generations for each row execute function slow()"""
+    )
+    for _ in range(4):
+        retention._rest_until = 0
+        await retention.turn()
+        if not await tasks_of(owner):
+            break
+    assert await tasks_of(owner) == set()
+
+
+async def test_a_picture_that_another_task_shows_stays(
+    pool: Pool, owner: Connection, user: User, retention: Retention, tmp_path: Path
+) -> None:
+    mine, theirs = [await finished(pool, owner, someone, 0, result=PICTURE) for someone in (user, User())]
+    file = tmp_path / PICTURE.removeprefix("/results/")
+    file.write_bytes(b"picture")
+    await owner.execute("delete from image_generations where task_id = $1", mine)
+    await retention.turn()
+    assert file.exists()
+    await owner.execute("delete from image_generations where task_id = $1", theirs)
+    await retention.turn()
+    assert not file.exists()
 
 
 async def test_notes_are_forgotten_in_time(pool: Pool, owner: Connection, retention: Retention, user: User) -> None:

@@ -34,8 +34,12 @@ class Finish:
         name = await asyncio.to_thread(self._name, task_id, attempt, result)
         path = results.PATH + name
         if await self._store.standing(task_id, attempt) == "over":
-            # Nobody will ever want it: nothing to store, only to say so.
-            return await self._store.complete(task_id, Complete(attempt=attempt, result=path), said)
+            # Nobody will ever want it: nothing to store, only to say so. A crash may have left it here before.
+            try:
+                return await self._store.complete(task_id, Complete(attempt=attempt, result=path), said)
+            finally:
+                if not await self._store.names(task_id, path):
+                    await self._discard(name)
         await asyncio.to_thread(results.save, self._folder, name, result.data)
         failpoints.reached("picture.stored")
         try:

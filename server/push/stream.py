@@ -18,7 +18,7 @@ from server.push.follow import Follower
 log = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 15
-# A client that takes nothing for this long is cut off, and resumes from its cursor.
+# A client that takes nothing at all for this long is cut off, and resumes from its cursor.
 SEND_SECONDS_MAX = 30.0
 WRITE_BYTES = 65_536
 END = b"0\r\n\r\n"
@@ -87,6 +87,7 @@ class Stream(asyncio.Protocol):
         "_reading",
         "_slot",
         "_transport",
+        "_unread",
     )
 
     def __init__(
@@ -184,6 +185,7 @@ class Stream(asyncio.Protocol):
         """A client has nothing to say on a stream; what it sends is dropped, and its end is still seen."""
 
     def pause_writing(self) -> None:
+        self._unread = self._transport.get_write_buffer_size()
         self._paused = asyncio.get_running_loop().call_later(SEND_SECONDS_MAX, self._cut_off)
 
     def resume_writing(self) -> None:
@@ -193,6 +195,9 @@ class Stream(asyncio.Protocol):
         self.wake()
 
     def _cut_off(self) -> None:
+        if self._transport.get_write_buffer_size() < self._unread:
+            self.pause_writing()  # slow, but it reads
+            return
         log.info("slow_client_cut_off", transport="sse", **self._follower.subject)
         self._transport.abort()
 

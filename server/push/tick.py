@@ -123,7 +123,9 @@ class Tick:
 
     def _tell_deleted(self, deleted: list[Gone]) -> None:
         by_user: dict[str, list[str]] = {}
-        for task_id, user_id in deleted:
+        for task_id, user_id, end in deleted:
+            if end is not None:  # the log it would be read from is gone with the task
+                self._hub.deliver(hub.task_topic(task_id), [hub.Item(end.version, 0, end)])
             self._hub.lose(hub.task_topic(task_id), [task_id])
             by_user.setdefault(user_id, []).append(task_id)
         for user_id, task_ids in by_user.items():

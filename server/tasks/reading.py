@@ -40,10 +40,11 @@ class Recent(msgspec.Struct, frozen=True):
 
 
 class Gone(NamedTuple):
-    """A task that was deleted, and whose it was."""
+    """A task that was deleted, whose it was, and how it ended if that was at the same time."""
 
     task_id: str
     user_id: str
+    end: TaskChange | None
 
 
 class Overview(NamedTuple):
@@ -164,30 +165,31 @@ class TaskReader:
         snapshot: str = await self._pool.fetchval("select pg_current_snapshot()::text")
         return snapshot
 
-    async def changed_since(self, snapshot: str) -> tuple[str, list[Recent], list[Gone]]:
-        """The snapshot of now, and which tasks were changed or deleted by what is in it and was not in `snapshot`.
+    async def changed_since(self, since: str) -> tuple[str, list[Recent], list[Gone]]:
+        """The snapshot of now, and which tasks were changed or deleted by what is in it and was not in `since`.
 
         Each change is found once, at whatever time it was made: it is of a transaction that was open then, or began
         later. For the tick, as the server: who may see what was decided when each follower joined.
         """
-        _, newest, running = snapshot.split(":")
+        _, newest, running = since.split(":")
         rows = await self._pool.fetch(
             """with late as (
                  -- not what a restored log has from a cluster that counted further
-                 select task_id, user_id, version, owner_seq from public.task_events
+                 select task_id, user_id, version, owner_seq, null::bytea as last from public.task_events
                   where xact >= $1::text::xid8 and xact < pg_snapshot_xmax(pg_current_snapshot())
                  union all
-                 select task_id, user_id, version, owner_seq from public.task_events
+                 select task_id, user_id, version, owner_seq, null from public.task_events
                   where xact = any ($2::text[]::xid8[])
                  union all
-                 select task_id, user_id, null, null from taskbeam.deletions
+                 select task_id, user_id, null, null, last from taskbeam.deletions
                   where xact >= $1::text::xid8 and xact < pg_snapshot_xmax(pg_current_snapshot())
                  union all
-                 select task_id, user_id, null, null from taskbeam.deletions
+                 select task_id, user_id, null, null, last from taskbeam.deletions
                   where xact = any ($2::text[]::xid8[])
                )
                select pg_current_snapshot()::text as snapshot, task_id, user_id::text,
-                      max(version) as version, max(owner_seq) as seq, bool_or(version is null) as gone
+                      max(version) as version, max(owner_seq) as seq, bool_or(version is null) as gone,
+                      (array_agg(last) filter (where last is not null))[1] as last
                  from (select) once left join late on true group by 2, 3""",
             newest,
             running.split(",") if running else [],
@@ -196,7 +198,11 @@ class TaskReader:
         return (
             rows[0]["snapshot"],
             [Recent(row["task_id"], row["user_id"], row["version"], row["seq"]) for row in found if row["version"]],
-            [Gone(row["task_id"], row["user_id"]) for row in found if row["gone"]],
+            [
+                Gone(row["task_id"], row["user_id"], snapshot.from_body(row["last"]) if row["last"] else None)
+                for row in found
+                if row["gone"]
+            ],
         )
 
     async def newest(self, task_ids: Sequence[str]) -> list[Recent]:

@@ -5,7 +5,6 @@ outcome after the commit; the change is handed to `publish` then, here and nowhe
 forget it. state.py says the same rules without SQL.
 """
 
-import contextlib
 import secrets
 from collections.abc import Callable
 from typing import Literal, TypeAlias
@@ -14,7 +13,7 @@ import asyncpg
 import msgspec
 
 from server import failpoints
-from server.db import Pool, acting_as
+from server.db import Connection, Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.ledger import DELIVERIES_NOTED_MAX, Said
 from server.tasks.snapshot import TaskChange
@@ -23,7 +22,6 @@ from server.tasks.state import OPEN, Complete, Fail, Outcome, Report
 Publish: TypeAlias = Callable[[TaskChange], None]
 # open: the run can end. late: it cannot, but a result of it would be kept. over: nothing of it is wanted any more.
 Standing: TypeAlias = Literal["open", "late", "over"]
-DELETE_TRIES_MAX = 5
 
 
 class NoSuchTask(LookupError):
@@ -42,15 +40,15 @@ class ParamsTooLarge(ValueError):
     """The parameters, as the database writes them, are larger than it takes (1e300 is written with 300 zeros)."""
 
 
-class _Reopened(Exception):
-    """The task did not stay as it was found."""
-
-
 class Deleted(msgspec.Struct, frozen=True):
-    """What a deleted task leaves elsewhere: its `result`, and messages at the provider that may still be under way."""
+    """What a deleted task leaves elsewhere: its `result`, and messages at the provider that may still be under way.
+
+    `end` is how it ended, where it was running; it is for its followers, once the deletion is committed.
+    """
 
     result: str | None
     message_ids: list[str]
+    end: TaskChange | None
 
 
 class TaskStore:
@@ -281,42 +279,53 @@ class TaskStore:
     async def delete(self, claims: str, task_id: str) -> Deleted:
         """Take away a task of the caller's with its log and outgoing messages; a running one is cancelled first.
 
-        So its followers see its end, and no generator need go on. Raises NoSuchTask and Referenced.
+        In one transaction, so that one that cannot be deleted goes on. How it ended is left for its followers, and no
+        generator need go on. Raises NoSuchTask and Referenced.
         """
-        for _ in range(DELETE_TRIES_MAX):
-            async with acting_as(self._pool, claims) as connection:
-                found = await connection.fetchrow(
-                    "select status::text, attempt from public.image_generations where task_id = $1", task_id
-                )
-            if found is None:
+        async with acting_as(self._pool, claims) as connection:
+            if not await connection.fetchval("select true from public.image_generations where task_id = $1", task_id):
                 raise NoSuchTask(task_id)
-            if found["status"] in OPEN:
-                await self.fail(
-                    task_id,
-                    Fail(attempt=found["attempt"], error="Cancelled", error_code="cancelled", cancelled=True),
-                )
-            with contextlib.suppress(_Reopened):
-                return await self._delete(task_id)
-        raise TimeoutError("it was retried each time it had been cancelled")
-
-    async def _delete(self, task_id: str) -> Deleted:
-        """Whose it is was asked before: a task never changes hands."""
         try:
             async with self._pool.acquire() as connection, connection.transaction():
-                messages = await connection.fetch(
-                    "select message_id from taskbeam.dispatches where task_id = $1 and message_id is not null", task_id
-                )
-                row = await connection.fetchrow(
-                    """delete from public.image_generations where task_id = $1 and status in ('completed', 'failed')
-                       returning result""",
-                    task_id,
-                )
-        except asyncpg.ForeignKeyViolationError:
+                deleted = await self._delete(connection, task_id)
+        except (asyncpg.ForeignKeyViolationError, asyncpg.RestrictViolationError):
             raise Referenced(task_id) from None
-        if row is None:
-            raise _Reopened  # a retry came in between, or it is gone
-        unfinished = row["result"] is None
-        return Deleted(row["result"], [message["message_id"] for message in messages] if unfinished else [])
+        if deleted.end is not None:
+            self._publish(deleted.end)
+        return deleted
+
+    async def _delete(self, connection: Connection, task_id: str) -> Deleted:
+        """Whose it is was asked before: a task never changes hands."""
+        version = await connection.fetchval(
+            """update public.image_generations set
+                 status = 'failed', error = 'Cancelled', error_code = 'cancelled', cancelled = true, preview = null,
+                 version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
+               where task_id = $1 and status in ('pending', 'processing')
+               returning version""",
+            task_id,
+        )
+        end = None
+        if version is not None:
+            (row,) = await connection.fetch(
+                "select * from taskbeam.changes where (task_id, version) = ($1, $2)", task_id, version
+            )
+            end = snapshot.from_row(row, self._public_url)
+        messages = await connection.fetch(
+            "select message_id from taskbeam.dispatches where task_id = $1 and message_id is not null", task_id
+        )
+        gone = await connection.fetch(
+            "delete from public.image_generations where task_id = $1 returning result, user_id", task_id
+        )
+        if not gone:
+            raise NoSuchTask(task_id)
+        if end is not None:
+            await connection.execute(
+                "update taskbeam.deletions set last = $2 where task_id = $1 and xact = pg_current_xact_id()",
+                task_id,
+                end.body,
+            )
+        result: str | None = gone[0]["result"]
+        return Deleted(result, [message["message_id"] for message in messages] if result is None else [], end)
 
     async def is_cancelled(self, task_id: str, attempt: int) -> bool:
         """Whether this run need not go on: its task was cancelled, or a later attempt has replaced it."""

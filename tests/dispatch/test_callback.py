@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 from typing import Any
 
 import jwt
@@ -309,5 +310,5 @@ async def test_nothing_secret_is_logged(run: Run, office: Home) -> None:
         assert office.deployment.env[name] not in log
     for secret in (signature, signature.split(".")[2], run.token, run.token.split(".")[2]):
         assert secret not in log
-    assert "eyJ" not in log
+    assert not re.search(r"eyJ[\w-]{10,}\.", log), "a token"
     assert "Traceback" not in log

@@ -48,6 +48,9 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_write_buffer_size(self) -> int:
+        return self.held
+
     @property
     def body(self) -> bytes:
         """What a strict reader of chunks makes of it; the last chunk must be the end."""
@@ -247,7 +250,13 @@ async def test_whoever_reads_nothing_is_cut_off_and_until_then_holds_little(monk
     assert source.waiting, "and what is new stays where it is conflated"
     await asyncio.sleep(0.1)
     assert transport.aborted
-    # Who reads again in time is not.
+    # Who reads a little is not.
+    transport, _, _ = opened(Source(), room=3)
+    for _ in range(4):
+        await asyncio.sleep(0.03)
+        transport.held -= 1
+    assert not transport.aborted
+    # Nor who reads again in time.
     transport, _, _ = opened(Source(), room=3)
     transport.drain()
     await asyncio.sleep(0.1)
