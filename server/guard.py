@@ -25,8 +25,10 @@ from server.request_id import HEADER, request_id_of
 log = structlog.get_logger()
 
 PATH_CHARACTERS_LOGGED = 200
-# They carry a signature or a token of their own, or a name that cannot be guessed: they may be asked for from anywhere.
-SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/", "/results/")
+# They carry a signature or a token of their own, so they may be called from anywhere.
+SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/")
+# Their names cannot be guessed, and PUBLIC_URL is said to show them.
+PICTURES = "/results/"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -80,6 +82,8 @@ class Guard:
             if host in self._told_hosts or is_local_host(host):
                 return
             raise errors.ForeignHost
+        if path.startswith(PICTURES) and host in self._told_hosts:
+            return
         # The development server of an app on this machine may stand in front; no page can set this header for us.
         front = headers.get("x-forwarded-host", host).lower()
         if not is_local_host(host) or not is_local_host(front) or not _comes_from_here(headers):
