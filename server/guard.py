@@ -82,7 +82,7 @@ class Guard:
             if host in self._told_hosts or is_local_host(host):
                 return
             raise errors.ForeignHost
-        if path.startswith(PICTURES) and host in self._told_hosts:
+        if path.startswith(PICTURES) and host in self._told_hosts and not is_local_host(host):
             return
         # The development server of an app on this machine may stand in front; no page can set this header for us.
         front = headers.get("x-forwarded-host", host).lower()
