@@ -88,7 +88,7 @@ async def _clone(server: EmbeddedPostgres, version: int, template: str, owner: s
 @pytest.fixture(scope="session", params=sorted(BINARIES))
 def hosted_cluster(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[EmbeddedPostgres, int]]:
     version = request.param
-    with _cluster(folder / f"hosted{version}", version, "host") as server:
+    with _cluster(folder / f"hosted{version}-{secrets.token_hex(4)}", version, "host") as server:
         asyncio.run(_prepare_hosted(server))
         yield server, version
 
@@ -120,7 +120,7 @@ async def hosted(hosted_cluster: tuple[EmbeddedPostgres, int]) -> AsyncIterator[
 @pytest.fixture(scope="session", params=sorted(BINARIES))
 def supabase_cluster(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[EmbeddedPostgres, int]]:
     version = request.param
-    with _cluster(folder / f"supabase{version}", version, "supabase_admin") as server:
+    with _cluster(folder / f"supabase{version}-{secrets.token_hex(4)}", version, "supabase_admin") as server:
         asyncio.run(_prepare_supabase(server))
         yield server, version
 
