@@ -314,7 +314,7 @@ class TaskStore:
             "select message_id from taskbeam.dispatches where task_id = $1 and message_id is not null", task_id
         )
         gone = await connection.fetch(
-            "delete from public.image_generations where task_id = $1 returning result, user_id", task_id
+            "delete from public.image_generations where task_id = $1 returning result", task_id
         )
         if not gone:
             raise NoSuchTask(task_id)

@@ -3,9 +3,13 @@
 import asyncio
 from random import Random
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from server.protocols import LimitedHttp
 from server.push.follow import Follower
 from server.push.stream import HEARTBEAT_SECONDS, Pulse, Stream
 
@@ -286,6 +290,36 @@ async def test_every_stream_has_a_heartbeat_each_fifteen_seconds() -> None:
     for _ in range(2 * HEARTBEAT_SECONDS):
         pulse.beat()
     assert len(transport.written) == size
+
+
+async def test_a_request_that_never_came_does_not_end_the_stream_of_the_one_before() -> None:
+    """A part of the next request is behind the first: its time-out must go when the connection is handed over."""
+    taken: list[asyncio.Protocol] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        taken.append(scope["extensions"]["taskbeam.hand_over"].take(lambda _, connections: _Handed(connections)))
+
+    transport = Mock(spec=asyncio.Transport)
+    transport.is_closing.return_value = False
+    transport.get_extra_info.return_value = None
+    state = ServerState()
+    protocol = LimitedHttp(uvicorn.Config(app, lifespan="off", log_config=None), state, {})
+    protocol.connection_made(transport)
+    protocol.data_received(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTT")
+    assert protocol._late is not None, "the second request is waited for"
+    await turns()
+    (made,) = taken
+    assert protocol._late is None
+    transport.set_protocol.assert_called_once_with(made)
+    assert state.connections == {made}
+    await asyncio.gather(*state.tasks)
+    transport.close.assert_not_called()
+
+
+class _Handed(asyncio.Protocol):
+    def __init__(self, connections: Any) -> None:
+        connections.add(self)
 
 
 async def test_whatever_the_client_reads_and_when_it_gets_all_of_it_in_order() -> None:
