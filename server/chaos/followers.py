@@ -25,8 +25,9 @@ SILENCE_SECONDS_MAX = 20.0
 PING_SECONDS = 8.0
 WAIT_SECONDS = 10
 POLL_SECONDS = 1.5
-# A visit without a break lasts about this long.
-VISIT_SECONDS = 5.0
+# A visit without a break lasts about this long, and longer where there are many: so many come a second by themselves.
+VISIT_SECONDS_MIN = 5.0
+VISITS_A_SECOND = 100
 # Who has left comes back at once or after a while.
 AWAY_SECONDS_MAX = 3.0
 ALL_SECONDS = (20.0, 60.0)
@@ -59,8 +60,9 @@ _decode_told = msgspec.json.Decoder(_Told).decode
 class Crowd:
     """What all followers share: where the web processes are, who is connected, where finished follows go."""
 
-    def __init__(self, webs: Sequence[Address], record: Callable[[Follow], None], seed: int) -> None:
+    def __init__(self, webs: Sequence[Address], record: Callable[[Follow], None], seed: int, followers: int) -> None:
         self.webs = webs
+        self.visit_seconds = max(VISIT_SECONDS_MIN, followers / VISITS_A_SECOND)
         self.record = record
         self.draw = random.Random(seed)  # noqa: S311  (spreads clients)
         self.live: dict[Streaming | Socket, tuple[Follow, Leg]] = {}
@@ -157,7 +159,7 @@ class Follower:
         web = self._draw.randrange(len(self._crowd.webs))
         leg = Leg(transport, web, self.cursor, time.time())
         self.follow.legs.append(leg)
-        seconds = self._draw.expovariate(1 / VISIT_SECONDS)
+        seconds = self._draw.expovariate(1 / self._crowd.visit_seconds)
         match transport:
             case "sse":
                 return await self._stream(leg, seconds)

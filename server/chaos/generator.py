@@ -6,6 +6,7 @@ does its part in the end: a run that it accepted with 202 it finishes, and one i
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import random
 from typing import Literal, TypeAlias
@@ -18,7 +19,12 @@ from server.chaos.link import BACKLOG, Address
 
 Manner: TypeAlias = Literal["answer", "picture", "accept", "fail", "refuse", "die"]
 MANNERS: dict[Manner, float] = {"answer": 50, "picture": 15, "accept": 15, "fail": 6, "refuse": 6, "die": 8}
-SECONDS_MIN, SECONDS_MEAN, SECONDS_MAX = 0.3, 4.0, 12.0
+SECONDS_MIN, SECONDS_MEAN_MIN = 0.3, 4.0
+HURRIED_SECONDS = 0.2
+SECONDS_MAX_MEANS = 3.0  # no job takes longer than so many times the mean
+# All tasks are one user's, whose changes are committed one after the other, each with a flush of the disk: where many
+# are open, each takes longer, so that no more of them a second come to an end.
+TASKS_A_SECOND_MAX = 12.0
 REPORT_SECONDS_MAX = 5.0
 FINISH_TRIES_MAX = 100
 PICTURE = base64.b64decode(
@@ -28,16 +34,29 @@ URL = "https://example.com/picture.png"
 
 
 class PlayedGenerator:
-    """`await start()`; `reports` is where progress is said to be heard, whatever the job says of a host."""
+    """`await start()`; `reports` is where progress is said to be heard, whatever the job says of a host.
 
-    def __init__(self, seed: int) -> None:
+    `tasks` are open at once.
+    """
+
+    def __init__(self, seed: int, tasks: int) -> None:
         self._seed = seed
+        self._seconds_mean = max(SECONDS_MEAN_MIN, tasks / TASKS_A_SECOND_MAX)
         self.reports: Address | None = None
         self._server: asyncio.Server | None = None
         self._working: set[asyncio.Task[None]] = set()
         self.address: Address = ("127.0.0.1", 0)
         self.jobs = 0
-        self.hurry = False  # no long jobs any more: the run comes to its end
+        self._hurry = asyncio.Event()
+
+    @property
+    def seconds_max(self) -> float:
+        """The longest that a delivery may take."""
+        return SECONDS_MIN + SECONDS_MAX_MEANS * self._seconds_mean
+
+    def hurry(self) -> None:
+        """The run comes to its end: what is under way is soon done, and what comes takes little time."""
+        self._hurry.set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, *self.address, backlog=BACKLOG)  # type: ignore[misc]
@@ -67,8 +86,8 @@ class PlayedGenerator:
         lot = hashlib.sha256(f"{self._seed} {job.task} {number}".encode()).digest()
         draw = random.Random(lot)  # noqa: S311  (has to be repeatable)
         manner = draw.choices(list(MANNERS), list(MANNERS.values()))[0]
-        mean = 0.2 if self.hurry else SECONDS_MEAN
-        seconds = min(SECONDS_MAX, SECONDS_MIN + draw.expovariate(1 / mean))
+        mean = 0.2 if self._hurry.is_set() else self._seconds_mean
+        seconds = SECONDS_MIN + min(SECONDS_MAX_MEANS * mean, draw.expovariate(1 / mean))
         if manner == "accept":
             work = asyncio.create_task(self._work_on(job, draw, seconds))
             self._working.add(work)
@@ -76,7 +95,7 @@ class PlayedGenerator:
             return _said("202 Accepted", {})
         if manner in ("fail", "die"):
             seconds *= draw.random()
-        await _work(job, draw, seconds)
+        await self._work(job, draw, seconds)
         match manner:
             case "die":
                 return None
@@ -91,7 +110,7 @@ class PlayedGenerator:
 
     async def _work_on(self, job: "_Job", draw: random.Random, seconds: float) -> None:
         """After the 202: nobody else will bring this run to its end, so its report is repeated until it is heard."""
-        await _work(job, draw, seconds)
+        await self._work(job, draw, seconds)
         end: dict[str, object] = (
             {"status": "failed", "error": "no memory left"}
             if draw.random() < 0.1
@@ -103,15 +122,17 @@ class PlayedGenerator:
                 return
             await asyncio.sleep(0.5)
 
-
-async def _work(job: "_Job", draw: random.Random, seconds: float) -> None:
-    steps = draw.randint(1, 8)
-    for step in range(steps):
-        await asyncio.sleep(seconds / steps)
-        report = {"progress": round(100 * step / steps), "message": f"step {step}", "step": step, "steps": steps}
-        await job.report(report)
-        if draw.random() < 0.2:
+    async def _work(self, job: "_Job", draw: random.Random, seconds: float) -> None:
+        steps = draw.randint(1, 8)
+        for step in range(steps):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds / steps):
+                    await self._hurry.wait()
+                    await asyncio.sleep(HURRIED_SECONDS)
+            report = {"progress": round(100 * step / steps), "message": f"step {step}", "step": step, "steps": steps}
             await job.report(report)
+            if draw.random() < 0.2:
+                await job.report(report)
 
 
 class _Job:

@@ -15,7 +15,9 @@ from server.db import DATABASE_ERRORS
 CREATE_SECONDS_MAX = 8.0
 LOOK_SECONDS = 0.25
 A_STEP_MAX = 10
-ALL_SHARE = 20  # one in so many follows all tasks
+# One in so many follows all tasks; not more than these, since each is told of every change.
+ALL_SHARE = 20
+ALL_MAX = 25
 # Which tasks a client may choose from: so many times those that are open, the newest ones.
 KNOWN = 1.5
 NEWEST = 5
@@ -43,7 +45,8 @@ class Load:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._create_for_ever())
             for number in range(self._followers):
-                group.create_task(self._follow_for_ever(everything=number % ALL_SHARE == 0))
+                everything = number % ALL_SHARE == 0 and number // ALL_SHARE < ALL_MAX
+                group.create_task(self._follow_for_ever(everything))
 
     async def look(self) -> bool:
         """Ask Postgres how many tasks are open; whether it has answered."""

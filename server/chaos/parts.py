@@ -95,13 +95,13 @@ class Process:
 class Parts:
     """`await start()`, `await stop()`. `links` by the names in schedule.LINKS."""
 
-    def __init__(self, folder: Path, seed: int, parallelism: int) -> None:
+    def __init__(self, folder: Path, seed: int, tasks: int) -> None:
         self.folder = folder
-        self._parallelism = parallelism
+        self._parallelism = 2 * tasks
         self.postgres = EmbeddedPostgres(folder)
         self.redis = EmbeddedRedis(folder)
         self.redis_proxy = RedisProxy()
-        self.generator = PlayedGenerator(seed)
+        self.generator = PlayedGenerator(seed, tasks)
         self.links: dict[str, Link] = {}
         self.webs: list[Process] = []
         self.dispatchers: list[Process] = []
@@ -210,7 +210,7 @@ class Parts:
             "QSTASH_TOKEN": TOKEN,
             "QSTASH_CURRENT_SIGNING_KEY": KEY,
             "GENERATOR_URL": f"{self.links['dispatcher-generator'].origin}/",
-            "GENERATOR_TIMEOUT_SECONDS": "30",
+            "GENERATOR_TIMEOUT_SECONDS": str(round(2 * self.generator.seconds_max) + 6),
             "GENERATOR_RETRIES": "50",
             "GENERATOR_RETRY_DELAY": "200",
             "DISPATCHER_PARALLELISM": str(self._parallelism),

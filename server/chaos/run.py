@@ -72,9 +72,9 @@ class _Run:
     def __init__(self, folder: Path, seed: int, schedule: list[Fault], tasks: int, followers: int) -> None:
         self._folder = folder
         self._schedule = schedule
-        self._parts = Parts(folder, seed, parallelism=2 * tasks)
+        self._parts = Parts(folder, seed, tasks)
         self._views: BinaryIO = (folder / VIEWS).open("wb")
-        self._crowd = Crowd(self._parts.client_addresses, self._record, seed)
+        self._crowd = Crowd(self._parts.client_addresses, self._record, seed, followers)
         self._faults = Faults(self._parts, self._crowd)
         self._load = Load(self._parts, self._crowd, tasks, followers, seed)
         self._tally = Tally(seed)
@@ -129,7 +129,8 @@ class _Run:
         """All is whole: wait until every task has ended, then until everybody has seen it; who had to and did not."""
         say("all is mended; waiting for the tasks to end")
         self._load.ending.set()
-        self._crowd.ending = self._parts.generator.hurry = True
+        self._crowd.ending = True
+        self._parts.generator.hurry()
         deadline = time.monotonic() + SETTLE_SECONDS_MAX
         await self._load.look()
         while self._load.open and time.monotonic() < deadline:
@@ -189,12 +190,16 @@ def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _raise_file_limit(followers: int) -> None:
-    """Each follower is three sockets here: its own, and the two of its link."""
+    """Each follower is three sockets here: its own, and the two of its link; as many again while a link is stalled.
+
+    A client gives up a silent connection and opens another, but the first one's ends are kept until the link is mended.
+    """
     needed = 3 * followers + 2_000
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise click.ClickException(f"{followers} followers need {needed} open files, but the limit is {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    wanted = max(soft, 4 * needed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def say(text: str) -> None:
