@@ -5,15 +5,17 @@ outcome after the commit; the change is handed to `publish` then, here and nowhe
 forget it. state.py says the same rules without SQL.
 """
 
+import asyncio
+import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Literal, TypeAlias
 
 import asyncpg
 import msgspec
 
 from server import failpoints
-from server.db import Connection, Pool, acting_as
+from server.db import ACQUIRE_TIMEOUT_SECONDS, Connection, Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.ledger import DELIVERIES_NOTED_MAX, Said
 from server.tasks.snapshot import TaskChange
@@ -59,6 +61,23 @@ class TaskStore:
         self._publish = publish
         self._public_url = public_url
         self._deadline_seconds = deadline_seconds
+        # Writes of one owner wait for each other in the database (sql/003_log.sql). However busy he is, they do not
+        # hold all connections while they wait: readers, and what is committed and not yet published, get theirs.
+        self._turns = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """The right to write. Raises TimeoutError where none is to be had, as the pool does."""
+        async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
+            await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    async def _write(self, statement: str, *arguments: object) -> asyncpg.Record | None:
+        async with self._turn():
+            return await self._pool.fetchrow(statement, *arguments)
 
     async def create(
         self, claims: str, user_id: str, prompt: str, params: bytes, generator: str | None = None
@@ -69,7 +88,7 @@ class TaskStore:
         """
         task_id = secrets.token_urlsafe(16)
         try:
-            async with acting_as(self._pool, claims) as connection:
+            async with self._turn(), acting_as(self._pool, claims) as connection:
                 await connection.execute(
                     """insert into public.image_generations (task_id, user_id, prompt, params, generator, began_at)
                        values ($1, $2, $3, $4, $5, null)""",
@@ -95,7 +114,7 @@ class TaskStore:
 
     async def report(self, task_id: str, report: Report, said: Said | None = None) -> Outcome:
         """A generator has begun or moved on. With `said` it is noted in the ledger. Raises NoSuchTask."""
-        row = await self._pool.fetchrow(
+        row = await self._write(
             """
             with before as (
               select task_id, user_id, status::text, attempt, delivery, progress from public.image_generations
@@ -165,7 +184,7 @@ class TaskStore:
 
         Raises NoSuchTask.
         """
-        row = await self._pool.fetchrow(
+        row = await self._write(
             """
             with before as (
               select task_id, user_id, status::text, attempt, delivery, result from public.image_generations
@@ -215,7 +234,7 @@ class TaskStore:
 
     async def fail(self, task_id: str, change: Fail, said: Said | None = None) -> Outcome:
         """End the run without a result; `said` as in report(). Raises NoSuchTask."""
-        row = await self._pool.fetchrow(
+        row = await self._write(
             """
             with before as (
               select task_id, user_id, status::text, attempt, delivery, error, error_code from public.image_generations
@@ -286,7 +305,7 @@ class TaskStore:
             if not await connection.fetchval("select true from public.image_generations where task_id = $1", task_id):
                 raise NoSuchTask(task_id)
         try:
-            async with self._pool.acquire() as connection, connection.transaction():
+            async with self._turn(), self._pool.acquire() as connection, connection.transaction():
                 deleted = await self._delete(connection, task_id)
         except (asyncpg.ForeignKeyViolationError, asyncpg.RestrictViolationError):
             raise Referenced(task_id) from None
