@@ -6,19 +6,22 @@ in dispatch/process.py and generator/process.py; cli.py starts them all.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 from qstash import AsyncQStash
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from server.admission import admission
+from server.contradictions import far_qstash_problems
 from server.db import DATABASE_ERRORS, Pool, close_pool, listen, open_pool
 from server.dispatch.callback import Callback
 from server.dispatch.destination import origin_of
@@ -31,6 +34,8 @@ from server.dispatch.settle import Settle
 from server.dispatch.webhook import Webhook
 from server.guard import Guard
 from server.health import Liveness, Postgres, Readiness, Redis, State
+from server.identity.identity import Identity
+from server.identity.session import Sessions
 from server.metrics import CONTENT_TYPE, Metrics
 from server.openapi import web as openapi
 from server.push.bus import Bus, NoticeBus, RedisBus
@@ -44,7 +49,7 @@ from server.push.tick import NOTICE_CHANNEL, Tick
 from server.push.ws import Sockets
 from server.results import PATH, Results
 from server.retention import Retention
-from server.settings import InvalidSettings, Settings, far_qstash_problems
+from server.settings import InvalidSettings, Settings
 from server.tasks.backlog import read_backlog
 from server.tasks.endpoints import TaskEndpoints
 from server.tasks.expiry import Expiry
@@ -74,8 +79,9 @@ class Web:
         self.hub: Hub | None = None
         # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
         self._router = Router(lifespan=self._lifespan, redirect_slashes=False)
-        told = [url for url in (settings.public_url, settings.callback_url) if url]
-        self.app: ASGIApp = Guard(self._router, told, self.metrics, _image_origins(settings))
+        self.identity = Identity(settings, self.metrics)
+        guard = Guard(self._router, admission(settings), self.metrics, _image_origins(settings))
+        self.app: ASGIApp = _shared_with(settings.allowed_origins, guard)
 
     def closing(self) -> None:
         """Every stream says goodbye, so that the server can end at once."""
@@ -124,20 +130,22 @@ class Web:
         reconciler = Reconciler(pool, store, settle, outbox, Lookup(qstash), settings, metrics)
         expiry = Expiry(pool, store.announce)
         following = Following(hub, bus, reader)
+        identify = self.identity.caller
         pulse = Pulse()
         self._router.routes.extend(
             routes(
                 settings,
+                identity=self.identity,
                 tasks=TaskEndpoints(
-                    store, Retries(pool, store.announce), reader, pace, metrics, clear_away, generators
+                    identify, store, Retries(pool, store.announce), reader, pace, metrics, clear_away, generators
                 ),
-                poll=Poll(following, reader, pace, metrics),
-                streams=EventStreams(following, pulse, metrics),
-                sockets=Sockets(following, metrics),
+                poll=Poll(identify, following, reader, pace, metrics),
+                streams=EventStreams(identify, following, pulse, metrics),
+                sockets=Sockets(identify, following, metrics),
                 callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),
-                health=Health(pool, bus if redis_url else None, outbox, metrics),
+                health=Health(pool, bus if redis_url else None, outbox, metrics, self.identity),
             )
         )
         loops = [
@@ -169,6 +177,7 @@ class Web:
 def routes(
     settings: Settings,
     *,
+    identity: Identity,
     tasks: TaskEndpoints,
     poll: Poll,
     streams: EventStreams,
@@ -179,7 +188,11 @@ def routes(
     health: "Health",
 ) -> list[BaseRoute]:
     """The route table."""
+    sessions = Sessions(identity)
     return [
+        Route("/api/session", sessions.show, methods=["GET"]),
+        Route("/api/session", sessions.begin, methods=["POST"]),
+        Route("/api/session", sessions.end, methods=["DELETE"]),
         Route("/api/generate", tasks.create, methods=["POST"]),
         Route("/api/generate", tasks.page, methods=["GET"]),
         Route("/api/generate", tasks.delete, methods=["DELETE"]),
@@ -211,8 +224,9 @@ def build(settings: Settings) -> Web:
 class Health:
     """/healthz: the process answers. /readyz: it can do its work, and if not, which part is away. /metrics."""
 
-    def __init__(self, pool: Pool, bus: Bus | None, outbox: Outbox, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, bus: Bus | None, outbox: Outbox, metrics: Metrics, identity: Identity) -> None:
         self._pool = pool
+        self._identity = identity
         self._bus = bus
         self._outbox = outbox
         self._metrics = metrics
@@ -237,7 +251,9 @@ class Health:
             media_type="application/json",
         )
 
-    async def figures(self, _: Request) -> Response:
+    async def figures(self, request: Request) -> Response:
+        """For operators, or for whoever asks on this machine itself."""
+        await self._identity.require_operator(request)
         return Response(await self._metrics.exposition(), media_type=CONTENT_TYPE)
 
 
@@ -248,6 +264,20 @@ class _Fresh(StaticFiles):
         response = super().file_response(*args, **options)
         response.headers["Cache-Control"] = "no-cache"
         return response
+
+
+def _shared_with(origins: Sequence[str], app: ASGIApp) -> ASGIApp:
+    """Pages of these origins may read the answers, with what their browser knows of the user."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_credentials=True,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer"],
+        expose_headers=["ETag", "Location", "Retry-After", "X-Request-Id"],
+    )
 
 
 def _page(name: str) -> Callable[[Request], Awaitable[Response]]:

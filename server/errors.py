@@ -53,6 +53,14 @@ class Unauthorized(Problem):
     status, code, title = 401, "unauthorized", "The caller is not known"
 
 
+class InvalidAccessToken(Unauthorized):
+    code, title = "invalid_access_token", "The access token is not accepted"
+
+
+class AccessTokenExpired(Unauthorized):
+    code, title = "access_token_expired", "The access token has expired"
+
+
 class BadSignature(Unauthorized):
     code, title = "bad_signature", "The signature does not belong to this request"
 

@@ -1,13 +1,10 @@
 """Around every request: its id, who may address us at all, problems instead of exceptions, headers, one log line.
 
-Plain ASGI, because anything that wraps the response body breaks streams. Any web site can make a visitor's
-browser send requests to a loopback port: so without sign-in only our own host names and our own origin count,
-and behind a tunnel only the routes that bring their own proof.
+Plain ASGI, because anything that wraps the response body breaks streams.
 """
 
 import time
 from collections.abc import Collection, Mapping
-from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,38 +12,32 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
+from server.admission import Admission
 from server.db import UNAVAILABLE
 from server.errors import Problem, problem_response
 from server.methods import allowed
 from server.metrics import Metrics
-from server.peer import FORWARDED_ADDRESSES, is_local_address, is_local_host
 from server.request_id import HEADER, request_id_of
 
 log = structlog.get_logger()
 
 PATH_CHARACTERS_LOGGED = 200
-# They carry a signature or a token of their own, so they may be called from anywhere.
-SELF_PROVING = ("/api/generate/callback", "/api/generate/progress", "/api/generate/webhook/")
-# Their names cannot be guessed, and PUBLIC_URL is said to show them.
-PICTURES = "/results/"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "X-Frame-Options": "DENY",
+    "Vary": "Origin",  # whether another origin may read it is in the answer
 }
 
 
 class Guard:
-    """Wraps the application. `told_urls` are the addresses that QStash and generators were told, such as a tunnel's.
-
-    `image_origins` are where pictures may come from besides us and https.
-    """
+    """Wraps the application. `image_origins` are where pictures may come from besides us and https."""
 
     def __init__(
-        self, app: ASGIApp, told_urls: Collection[str], metrics: Metrics, image_origins: Collection[str] = ()
+        self, app: ASGIApp, admission: Admission, metrics: Metrics, image_origins: Collection[str] = ()
     ) -> None:
         self._app = app
-        self._told_hosts = frozenset(urlsplit(url).netloc.lower() for url in told_urls)
+        self._admission = admission
         self._metrics = metrics
         images = " ".join(["'self'", "data:", "https:", *sorted(image_origins)])
         self._headers = {
@@ -68,31 +59,12 @@ class Guard:
         exchange = _Exchange(scope, send, request_id, self._headers)
         scope["app"] = self._app  # makes the router raise what it cannot answer, where it would send plain text
         try:
-            self._admit(scope, headers)
+            self._admission.admit(scope["path"], headers)
             await self._app(scope, receive, exchange.send)
         except Exception as error:
             await exchange.fail(error, receive)
         finally:
             self._record(scope, exchange)
-
-    def _admit(self, scope: Scope, headers: Headers) -> None:
-        host = headers.get("host", "").lower()
-        path = scope["path"]
-        if path.startswith(SELF_PROVING):
-            if host in self._told_hosts or is_local_host(host):
-                return
-            raise errors.ForeignHost
-        if path.startswith(PICTURES) and host in self._told_hosts and not is_local_host(host):
-            return
-        # The development server of an app on this machine may stand in front; no page can set this header for us.
-        front = headers.get("x-forwarded-host", host).lower()
-        if not is_local_host(host) or not is_local_host(front) or not _comes_from_here(headers):
-            raise errors.ForeignHost("Without sign-in this server answers on its own machine, to localhost only")
-        origin = headers.get("origin")
-        if origin is not None and origin.lower() not in (f"http://{host}", f"http://{front}"):
-            raise errors.ForeignOrigin
-        if path.startswith("/api/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            raise errors.ForeignOrigin
 
     def _record(self, scope: Scope, exchange: "_Exchange") -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -121,7 +93,7 @@ class _Exchange:
         self.status = 0
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             for name, value in self._headers.items():
@@ -141,16 +113,10 @@ class _Exchange:
             if problem.code == "internal_error":
                 raise error  # the response has begun: uvicorn cuts the connection, which says what is so
             return
-        if self._scope["type"] == "websocket":
+        if self._scope["type"] == "websocket" and "websocket.http.response" not in self._scope.get("extensions", {}):
             await self.send({"type": "websocket.close", "code": 1008, "reason": problem.code})
             return
         await problem_response(problem, self._request_id)(self._scope, receive, self.send)
-
-
-def _comes_from_here(headers: Headers) -> bool:
-    """Whether every address that a proxy says it asks for is of this machine."""
-    said = [address for name in FORWARDED_ADDRESSES for address in headers.get(name, "").split(",") if address.strip()]
-    return all(map(is_local_address, said))
 
 
 def _problem(error: Exception, scope: Scope) -> Problem:

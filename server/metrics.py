@@ -30,6 +30,21 @@ TRANSPORTS = ("sse", "websocket", "poll")
 MODES = ("live", "replay", "snapshot")
 OUTCOMES = ("applied", "duplicate", "stale")
 UNTAKEN = ("unknown_task", "unavailable", "refused")
+REFUSALS = (
+    "missing",
+    "malformed",
+    "wrong_algorithm",
+    "unknown_key",
+    "wrong_key",
+    "expired",
+    "not_yet",
+    "wrong_issuer",
+    "wrong_audience",
+    "incomplete",
+    "wrong_subject",
+    "wrong_role",
+    "anonymous",
+)
 VERDICTS = ("apply", "end", "resend")
 
 Read: TypeAlias = Callable[[], Awaitable[Sequence[Metric]]]
@@ -144,6 +159,10 @@ class Metrics(ProcessMetrics):
         self.tick_failures = Counter("taskbeam_tick_failures_total", "Ticks that Postgres did not answer.", registry=r)
         deleted = Counter("taskbeam_tasks_deleted_total", "Tasks deleted, by reason.", ["reason"], registry=r)
         self.deleted = {reason: deleted.labels(reason) for reason in ("request", "age")}
+        refused = Counter(
+            "taskbeam_sign_ins_refused_total", "Requests without a good access token.", ["reason"], registry=r
+        )
+        self.sign_ins_refused = {reason: refused.labels(reason) for reason in REFUSALS}
         reconciled = Counter(
             "taskbeam_tasks_reconciled_total", "Tasks looked up at the provider and decided.", ["verdict"], registry=r
         )

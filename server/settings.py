@@ -9,14 +9,10 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from server import values
-from server.generators import PROVIDERS, Generator, Provider, contradictions, parse_generators, parse_headers, parse_url
+from server import contradictions, values
+from server.generators import PROVIDERS, Generator, Provider, parse_generators, parse_headers, parse_url
 from server.template import Template, parse_template
-from server.values import is_loopback
-
-SIGNING_KEY_CHARACTERS_MIN = 32  # HS256 wants 256 bits (RFC 7518, 3.2); QStash's own keys have 32 characters
 
 
 class InvalidSettings(ValueError):
@@ -70,6 +66,57 @@ class Settings:
     )
     redis_prefix: str = _setting(
         "REDIS_PREFIX", "", values.prefix, "Put before every channel name, for several deployments on one Redis."
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        "ALLOWED_HOSTS",
+        (),
+        values.hosts,
+        "Names besides those of PUBLIC_URL and CALLBACK_URL that this server answers to, with sign-in.",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        "ALLOWED_ORIGINS",
+        (),
+        values.page_origins,
+        "Origins of pages elsewhere that may call this server from a browser (CORS, WebSocket), comma-separated.",
+    )
+    auth_issuer: str | None = _setting(
+        "AUTH_ISSUER",
+        None,
+        values.url("http", "https"),
+        "Who issues the users' access tokens, as in their `iss`; turns sign-in on. Supabase: https://<ref>.supabase.co/auth/v1",
+    )
+    auth_jwks_url: str | None = _setting(
+        "AUTH_JWKS_URL",
+        None,
+        values.key_set,
+        "Where its public keys are. Unset: below AUTH_ISSUER, at /.well-known/jwks.json, unless there is AUTH_SECRET.",
+    )
+    auth_secret: str | None = _setting(
+        "AUTH_SECRET",
+        None,
+        values.text,
+        "The secret that its tokens are signed with, where they are HS256.",
+        secret=True,
+    )
+    auth_audience: str = _setting("AUTH_AUDIENCE", "authenticated", values.text, "The `aud` of its tokens.")
+    auth_cookie: str | None = _setting(
+        "AUTH_COOKIE",
+        None,
+        values.cookie_name,
+        "The cookie in which @supabase/ssr keeps its session, such as sb-<ref>-auth-token. Unset: it is not read.",
+    )
+    auth_operator_role: str = _setting(
+        "AUTH_OPERATOR_ROLE",
+        "operator",
+        values.text,
+        "Who has it in `app_metadata` (`role` or `roles`) is an operator.",
+    )
+    auth_operator_key: str | None = _setting(
+        "AUTH_OPERATOR_KEY",
+        None,
+        values.text,
+        "A key that makes an operator of whoever sends it as a bearer token, such as Prometheus.",
+        secret=True,
     )
     qstash_url: str | None = _setting(
         "QSTASH_URL",
@@ -238,10 +285,10 @@ class Settings:
                 )
                 problems.append(f"{name} {error}{shown}")
         settings = cls(**values)
-        problems += _contradictions(settings)
+        problems += contradictions.of_settings(settings)
         # What fits together can be told when each is right by itself.
         if not any(problem.startswith(("GENERATOR", "WEBHOOK_")) for problem in problems):
-            problems += _generator_contradictions(settings)
+            problems += contradictions.of_generators(settings)
         if problems:
             raise InvalidSettings(problems)
         return settings
@@ -273,67 +320,18 @@ class Settings:
         return {None: default, **named}
 
     @property
+    def auth_keys_url(self) -> str | None:
+        """Where the public keys are that access tokens are signed with; None where a secret is all there is."""
+        if self.auth_jwks_url is not None or self.auth_issuer is None or self.auth_secret is not None:
+            return self.auth_jwks_url
+        return f"{self.auth_issuer.rstrip('/')}/.well-known/jwks.json"
+
+    @property
+    def serves_https(self) -> bool:
+        """Whether browsers reach this server over TLS."""
+        return (self.public_url or "").startswith("https://")
+
+    @property
     def signing_keys(self) -> tuple[str, ...]:
         """The keys a callback may be signed with, current first."""
         return tuple(k for k in (self.qstash_current_signing_key, self.qstash_next_signing_key) if k)
-
-
-def far_qstash_problems(settings: Settings) -> list[str]:
-    """What is missing for a QStash on another machine (Upstash's): it has to reach us, and the generator."""
-    host = urlsplit(settings.qstash_url).hostname or "" if settings.qstash_url else "qstash.upstash.io"
-    if not settings.qstash_token or is_loopback(host):
-        return []
-    problems = []
-    if settings.callback_url is None and settings.public_url is None:
-        problems.append(f"PUBLIC_URL is needed: QStash at {host} has to reach this server (a tunnel will do)")
-    elif is_loopback(urlsplit(settings.callback_base).hostname or ""):
-        name = "PUBLIC_URL" if settings.callback_url is None else "CALLBACK_URL"
-        problems.append(f"{name} is an address of this machine: QStash at {host} cannot reach it (a tunnel will do)")
-    if settings.generator_url is None:
-        problems.append(f"GENERATOR_URL is needed: QStash at {host} cannot reach the built-in generator")
-    return problems
-
-
-# Published in the SDKs' documentation for local development: whoever knows them can forge a callback.
-PUBLIC_DEVELOPMENT_SECRETS = frozenset(
-    {
-        "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=",
-        "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r",
-        "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs",
-    }
-)
-
-
-def _contradictions(settings: Settings) -> list[str]:
-    problems: list[str] = []
-    if settings.qstash_token and not settings.qstash_current_signing_key:
-        problems.append("QSTASH_CURRENT_SIGNING_KEY is needed with QSTASH_TOKEN, or no callback could be trusted")
-    keys = {"CURRENT": settings.qstash_current_signing_key, "NEXT": settings.qstash_next_signing_key}
-    problems += [
-        f"QSTASH_{name}_SIGNING_KEY has fewer than {SIGNING_KEY_CHARACTERS_MIN} characters: it could be guessed"
-        for name, key in keys.items()
-        if key is not None and len(key) < SIGNING_KEY_CHARACTERS_MIN
-    ]
-    if settings.qstash_url and not settings.qstash_token:
-        problems.append("QSTASH_TOKEN is needed with QSTASH_URL")
-    public = {settings.qstash_token, *settings.signing_keys} & PUBLIC_DEVELOPMENT_SECRETS
-    exposed = settings.public_url and not is_loopback(urlsplit(settings.public_url).hostname or "")
-    if public and (exposed or not is_loopback(settings.host) or not is_loopback(settings.dispatcher_host)):
-        problems.append("QSTASH_TOKEN or a signing key is the published development value: loopback only")
-    if not is_loopback(settings.host):
-        problems.append(
-            f"HOST is {settings.host!r}, but without sign-in the server may listen on loopback only (127.0.0.1)"
-        )
-    return problems
-
-
-def _generator_contradictions(settings: Settings) -> list[str]:
-    verifiable = {
-        "standard": bool(settings.webhook_secret_standard),
-        "replicate": bool(settings.webhook_secret_replicate),
-        "fal": True,
-    }
-    problems: list[str] = []
-    for name, generator in settings.generator_by_name.items():
-        problems += contradictions("GENERATOR_URL" if name is None else f"GENERATORS: {name}", generator, verifiable)
-    return problems

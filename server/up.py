@@ -21,6 +21,7 @@ import asyncpg
 import msgspec
 
 from server.clock import Clock
+from server.contradictions import far_qstash_problems
 from server.db import explain
 from server.dispatch.moved import Addresses, follow_move, hand_back
 from server.dispatch.step import follow_step
@@ -34,7 +35,7 @@ from server.embedded.redis import EmbeddedRedis, find_binary
 from server.embedded.space import Space
 from server.embedded.terminal import occupy_standard_files, say, warn
 from server.migrate import LOGIN_ROLE, MigrationRefused, create_login_role, migrate
-from server.settings import InvalidSettings, Settings, far_qstash_problems
+from server.settings import InvalidSettings, Settings
 
 DATABASE = "taskbeam"
 ADDRESSES = "addresses.json"

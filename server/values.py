@@ -104,7 +104,7 @@ def secrets(value: str) -> tuple[bytes, ...]:
 def key_set(value: str) -> str:
     parsed = url("http", "https")(value)
     if not parsed.startswith("https:") and not is_loopback(urlsplit(parsed).hostname or ""):
-        raise ValueError("must begin with https://, or anybody on the way could forge a webhook")
+        raise ValueError("must begin with https://, or anybody on the way could forge what is signed")
     return parsed
 
 
@@ -124,6 +124,35 @@ def prefix(value: str) -> str:
 
 def origins(value: str) -> tuple[str, ...]:
     return tuple(base_url(part.strip()) for part in value.split(",") if part.strip())
+
+
+def page_origins(value: str) -> tuple[str, ...]:
+    """Origins as browsers send them (RFC 6454, 6.2): nothing after host and port, and the usual port left out."""
+    found = []
+    for part in value.split(","):
+        given = part.strip()
+        parts = urlsplit(given)
+        if parts.scheme not in ("http", "https") or not parts.hostname or given != f"{parts.scheme}://{parts.netloc}":
+            raise ValueError("must be origins such as https://app.example.com, without a path and without *")
+        if "@" in parts.netloc or "*" in parts.netloc:
+            raise ValueError("must be origins such as https://app.example.com, without a path and without *")
+        usual = {"http": ":80", "https": ":443"}[parts.scheme]
+        found.append(given.lower().removesuffix(usual))
+    return tuple(found)
+
+
+def hosts(value: str) -> tuple[str, ...]:
+    """Host headers: a name or address, with its port where it is not the usual one."""
+    found = tuple(part.strip().lower() for part in value.split(","))
+    if not all(re.fullmatch(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?", host) for host in found):
+        raise ValueError("must be host names such as web.internal:8000, comma-separated, without *")
+    return found
+
+
+def cookie_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", value):
+        raise ValueError("must be a cookie's name: letters, digits and _ . -")
+    return value
 
 
 def is_loopback(host: str) -> bool:

@@ -32,7 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "images": set(),
     "generator": set(),
     "embedded": set(),
-    "openapi": {"tasks", "push", "dispatch"},  # describes what they read and encode
+    "identity": set(),
+    "openapi": {"tasks", "push", "dispatch", "identity"},  # describes what they read and encode
     "bench": {"tasks", "push", "dispatch", "generator", "embedded"},  # measures the whole: it stands above all
     "chaos": {"tasks", "push", "dispatch", "generator", "embedded"},  # and this one breaks it
 }
@@ -48,6 +49,7 @@ BESIDES = {
 }
 EMBEDDED_MAY_IMPORT = {"server.settings"}
 PURE = {
+    "server.auth",
     "server.chaos.judge",
     "server.chaos.recovery",
     "server.chaos.schedule",
@@ -64,10 +66,13 @@ PURE = {
     "server.dispatch.token",
     "server.dispatch.verdict",
     "server.dispatch.webhook_signature",
+    "server.contradictions",
     "server.errors",
     "server.generator.draw",
     "server.generators",
     "server.health",
+    "server.identity.cookies",
+    "server.identity.token",
     "server.openapi.document",
     "server.openapi.operation",
     "server.push.hub",

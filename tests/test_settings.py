@@ -7,7 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from server.settings import PUBLIC_DEVELOPMENT_SECRETS, InvalidSettings, Settings, far_qstash_problems
+from server.contradictions import PUBLIC_DEVELOPMENT_SECRETS, far_qstash_problems
+from server.settings import InvalidSettings, Settings
 from server.values import is_loopback
 
 pytestmark = pytest.mark.pure

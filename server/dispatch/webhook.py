@@ -17,15 +17,15 @@ from server import errors
 from server.body import read_body
 from server.db import DATABASE_ERRORS
 from server.dispatch.callback import Taken, subject_of
-from server.dispatch.fal_keys import FalKeys, KeysUnavailable
 from server.dispatch.finish import Finish
 from server.dispatch.job import webhook_purpose
 from server.dispatch.news import BadNews, Broken, Done, News, read_webhook
 from server.dispatch.signature import BadSignature
 from server.dispatch.token import BadToken, read_token
-from server.dispatch.webhook_signature import verify_fal, verify_standard
+from server.dispatch.webhook_signature import read_keys, verify_fal, verify_standard
 from server.generators import PROVIDERS, Generator
 from server.metrics import Metrics
+from server.published_keys import KeysUnavailable, PublishedKeys
 from server.settings import Settings
 from server.tasks.ledger import Said
 from server.tasks.state import Fail, Outcome, Report
@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 WEBHOOK_BYTES_MAX = 32 * 1024 * 1024
 AGAIN_SECONDS = 5
+FAL_KEYS_SECONDS = 86_400.0  # as fal asks
 
 
 class Webhook:
@@ -48,7 +49,9 @@ class Webhook:
             "standard": settings.webhook_secret_standard,
             "replicate": settings.webhook_secret_replicate,
         }
-        self._fal_keys = FalKeys(settings.webhook_keys_fal)
+        self._fal_keys = PublishedKeys(
+            settings.webhook_keys_fal, read_keys, fresh_seconds=FAL_KEYS_SECONDS, kept_seconds_max=FAL_KEYS_SECONDS
+        )
         self._secret = secret
         self._metrics = metrics
 

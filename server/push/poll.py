@@ -14,7 +14,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.auth import Caller, caller_of
+from server.auth import Caller, Identify
 from server.errors import InvalidCursor, InvalidParameter, TaskNotFound
 from server.metrics import Metrics
 from server.push import wire
@@ -30,7 +30,10 @@ WAIT_SECONDS_MAX = 60
 class Poll:
     """GET /api/generate/status?taskId=&wait=&after="""
 
-    def __init__(self, following: Following, reader: TaskReader, pace: Pace, metrics: Metrics) -> None:
+    def __init__(
+        self, identify: Identify, following: Following, reader: TaskReader, pace: Pace, metrics: Metrics
+    ) -> None:
+        self._identify = identify
         self._following = following
         self._reader = reader
         self._pace = pace
@@ -46,7 +49,7 @@ class Poll:
             raise TaskNotFound
         structlog.contextvars.bind_contextvars(task_id=task_id)
         wait, after = _wait(query.get("wait")), _after(query.get("after"))
-        caller = caller_of(request)
+        caller = await self._identify(request)
         if wait:
             change = await self._news(request, caller, task_id, after, wait)
         else:

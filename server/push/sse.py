@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.auth import caller_of
+from server.auth import Identify
 from server.db import UNAVAILABLE
 from server.errors import InvalidCursor, InvalidParameter, TaskNotFound, Unavailable, check_parameters
 from server.metrics import Metrics
@@ -53,7 +53,8 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  #
 class EventStreams:
     """GET /api/generate/events"""
 
-    def __init__(self, following: Following, pulse: Pulse, metrics: Metrics) -> None:
+    def __init__(self, identify: Identify, following: Following, pulse: Pulse, metrics: Metrics) -> None:
+        self._identify = identify
         self._following = following
         self._pulse = pulse
         self._metrics = metrics
@@ -62,6 +63,8 @@ class EventStreams:
         """One task, several, or all of the caller's; from `Last-Event-ID`, else `after`, else from now."""
         try:
             follower, many = await self._join(request)
+        except Unavailable as problem:
+            return _refused(problem)
         except UNAVAILABLE as error:
             log.warning("join_unavailable", reason=type(error).__name__)
             return _refused(Unavailable())
@@ -74,7 +77,7 @@ class EventStreams:
         return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
 
     async def _join(self, request: Request) -> tuple[Follower | None, bool]:
-        caller = caller_of(request)
+        caller = await self._identify(request)
         task_ids = _task_ids(request.query_params)
         if len(task_ids) == 1:
             structlog.contextvars.bind_contextvars(task_id=task_ids[0])
@@ -118,9 +121,7 @@ def _cursor(request: Request, default: int, parse: Callable[[str], int]) -> int:
 
 def _refused(problem: Unavailable) -> Response:
     retry_ms = 2_000 + random.randint(0, 3_000)  # noqa: S311  (spreads reconnects)
-    return Response(
-        wire.sse_retry(retry_ms) + wire.sse_refused(problem), media_type=EVENT_STREAM, headers=HEADERS
-    )
+    return Response(wire.sse_retry(retry_ms) + wire.sse_refused(problem), media_type=EVENT_STREAM, headers=HEADERS)
 
 
 class Framer:

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from server.auth import Caller, caller_of
+from server.auth import Caller, Identify
 from server.db import UNAVAILABLE
 from server.errors import (
     BadRequest,
@@ -70,14 +70,16 @@ class _Typed(msgspec.Struct):
 class Sockets:
     """WS /api/generate/ws"""
 
-    def __init__(self, following: Following, metrics: Metrics) -> None:
+    def __init__(self, identify: Identify, following: Following, metrics: Metrics) -> None:
+        self._identify = identify
         self._following = following
         self._metrics = metrics
 
     async def serve(self, websocket: WebSocket) -> None:
+        caller = await self._identify(websocket)
         await websocket.accept()
         self._metrics.websocket.open.inc()
-        connection = _Connection(websocket, caller_of(websocket), self._following, self._metrics)
+        connection = _Connection(websocket, caller, self._following, self._metrics)
         try:
             await connection.run()
         finally:

@@ -11,7 +11,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.auth import caller_of
+from server.auth import Identify
 from server.body import read_json
 from server.errors import (
     AttemptsExhausted,
@@ -94,6 +94,7 @@ class TaskEndpoints:
 
     def __init__(
         self,
+        identify: Identify,
         store: TaskStore,
         retries: Retries,
         reader: TaskReader,
@@ -102,6 +103,7 @@ class TaskEndpoints:
         clear_away: ClearAway,
         generators: Collection[str | None] = (None,),
     ) -> None:
+        self._identify = identify
         self._store = store
         self._retries = retries
         self._generators = generators
@@ -112,7 +114,7 @@ class TaskEndpoints:
 
     async def create(self, request: Request) -> Response:
         """Accept a task and answer at once."""
-        caller = caller_of(request)
+        caller = await self._identify(request)
         wanted = await read_json(request, Generate, GENERATE_BYTES_MAX)
         if not 1 <= len(wanted.prompt) <= PROMPT_CHARACTERS_MAX or not wanted.prompt.strip():
             raise InvalidPrompt
@@ -150,7 +152,7 @@ class TaskEndpoints:
 
     async def page(self, request: Request) -> Response:
         """The caller's tasks, newest first."""
-        caller = caller_of(request)
+        caller = await self._identify(request)
         query = request.query_params
         check_parameters(query, "limit", "cursor", "status")
         limit = query.get("limit", str(PAGE_DEFAULT))
@@ -172,7 +174,7 @@ class TaskEndpoints:
 
     async def deliveries(self, request: Request) -> Response:
         """The ledger of a task: what was said of it, by whom, and what became of that."""
-        caller = caller_of(request)
+        caller = await self._identify(request)
         noted = await self._reader.deliveries(caller.claims, _one_task(request))
         if noted is None:
             raise TaskNotFound
@@ -184,7 +186,7 @@ class TaskEndpoints:
 
     async def retry(self, request: Request) -> Response:
         """Open a new attempt of a task that has failed; a result that came too late completes it at once."""
-        caller = caller_of(request)
+        caller = await self._identify(request)
         task_id = _one_task(request)
         try:
             await self._retries.retry(caller.claims, task_id)
@@ -203,7 +205,7 @@ class TaskEndpoints:
 
     async def delete(self, request: Request) -> Response:
         """Take a task away with its log and its picture; a running one is cancelled first."""
-        caller = caller_of(request)
+        caller = await self._identify(request)
         task_id = _one_task(request)
         try:
             deleted = await self._store.delete(caller.claims, task_id)
