@@ -82,7 +82,6 @@ def test_without_a_kid_the_first_key_of_the_algorithm_is_meant() -> None:
         ({"iat": -1}, "malformed"),
         ({"email": "a\x00b"}, "malformed"),
         ({"email": "\ud800"}, "malformed"),
-        ({"n": 10**30}, "malformed"),
     ],
     ids=str,
 )
