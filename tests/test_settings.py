@@ -25,6 +25,15 @@ GOOD = {
     "DATABASE_CONNECTIONS": "20",
     "REDIS_URL": "redis://:hunter2@redis.test",
     "REDIS_PREFIX": "staging:",
+    "ALLOWED_HOSTS": "web.internal:8000, [fd00::1]",
+    "ALLOWED_ORIGINS": "https://app.test, http://localhost:3000",
+    "AUTH_ISSUER": "https://project.supabase.co/auth/v1",
+    "AUTH_JWKS_URL": "https://keys.test/jwks.json",
+    "AUTH_SECRET": "hunter2hunter2hunter2hunter2hunter2",
+    "AUTH_AUDIENCE": "app",
+    "AUTH_COOKIE": "sb-project-auth-token",
+    "AUTH_OPERATOR_ROLE": "admin",
+    "AUTH_OPERATOR_KEY": "hunter2hunter2hunter2hunter2hunter3",
     "QSTASH_URL": "https://qstash.test",
     "QSTASH_TOKEN": "hunter2",
     "QSTASH_CURRENT_SIGNING_KEY": "sig_hunter2hunter2hunter2hunter2",
@@ -72,6 +81,11 @@ BAD = {
     "TASKS_KEPT_DAYS": ["0", "-1", "36501", "never", "1d"],
     "REDIS_URL": ["http://redis.test", "redis.test"],
     "REDIS_PREFIX": ["a b", "a*", "é", "x" * 65, "a\nb"],
+    "ALLOWED_HOSTS": ["https://web.internal", "*", "*.internal", "a b", "web:8000/x"],
+    "ALLOWED_ORIGINS": ["*", "app.test", "https://app.test/", "https://*.app.test", "https://a@app.test", "null"],
+    "AUTH_ISSUER": ["project.supabase.co", "ftp://x", "https://u:p@h/"],
+    "AUTH_JWKS_URL": ["http://keys.test/jwks.json", "keys.test"],
+    "AUTH_COOKIE": ["a b", "a=b", "a;b", "é"],
     "QSTASH_URL": ["qstash.test", "redis://x"],
     "DISPATCHER_PORT": ["65536"],
     "DISPATCHER_PARALLELISM": ["0", "10001"],
@@ -154,7 +168,7 @@ def test_each_has_a_variable_and_an_explanation(field: "dataclasses.Field[object
     assert callable(field.metadata["parse"])
     assert field.repr is not field.metadata["secret"]
     looks_secret = re.search(r"token|key|password|secret|database_url|redis_url|body|headers|generators", field.name)
-    published = field.name == "webhook_keys_fal"
+    published = field.name in ("webhook_keys_fal", "auth_jwks_url")
     assert field.metadata["secret"] == (bool(looks_secret) and not published)
 
 
@@ -259,6 +273,7 @@ DEVELOPMENT = {
     "QSTASH_TOKEN": "eyJVc2VySUQiOiJkZWZhdWx0VXNlciIsIlBhc3N3b3JkIjoiZGVmYXVsdFBhc3N3b3JkIn0=",
     "QSTASH_CURRENT_SIGNING_KEY": "sig_7kYjw48mhY7kAjqNGcy6cr29RJ6r",
     "QSTASH_NEXT_SIGNING_KEY": "sig_5ZB6DVzB1wjE8S6rZ7eenA8Pdnhs",
+    "AUTH_SECRET": "super-secret-jwt-token-with-at-least-32-characters-long",
 }
 
 
@@ -269,6 +284,7 @@ DEVELOPMENT = {
 )
 def test_published_development_secrets_are_for_loopback_only(name: str, exposed: dict[str, str]) -> None:
     secrets = {"QSTASH_TOKEN": "t", "QSTASH_CURRENT_SIGNING_KEY": "sig_" + "x" * 28, name: DEVELOPMENT[name]}
+    secrets["AUTH_ISSUER"] = "https://project.supabase.co/auth/v1"
     assert problems(secrets | {"PUBLIC_URL": "http://localhost:8000"}) == []
     found = problems(secrets | exposed)
     assert any("development" in problem for problem in found)
@@ -343,3 +359,41 @@ def test_a_qstash_on_another_machine_has_to_reach_us_and_the_generator() -> None
     ):
         found = far_qstash_problems(Settings.from_env(base | url))
         assert [problem.split()[0] for problem in found] == needed
+
+
+SIGN_IN = {"AUTH_ISSUER": "https://project.supabase.co/auth/v1"}
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ({"HOST": "0.0.0.0"}, "HOST"),  # noqa: S104
+        ({**SIGN_IN, "HOST": "0.0.0.0"}, "PUBLIC_URL"),  # noqa: S104
+        ({"AUTH_SECRET": "x" * 32}, "AUTH_ISSUER"),
+        ({"AUTH_JWKS_URL": "https://keys.test/"}, "AUTH_ISSUER"),
+        ({"AUTH_COOKIE": "sb-x-auth-token"}, "AUTH_ISSUER"),
+        ({"AUTH_OPERATOR_KEY": "x" * 32}, "AUTH_ISSUER"),
+        ({"ALLOWED_ORIGINS": "https://app.test"}, "AUTH_ISSUER"),
+        ({"ALLOWED_HOSTS": "web"}, "AUTH_ISSUER"),
+        ({**SIGN_IN, "AUTH_SECRET": "x" * 31}, "AUTH_SECRET"),
+        ({**SIGN_IN, "AUTH_OPERATOR_KEY": "x" * 31}, "AUTH_OPERATOR_KEY"),
+        ({"AUTH_ISSUER": "http://project.test/auth/v1"}, "AUTH_ISSUER"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_with_sign_in(env: dict[str, str], name: str) -> None:
+    (problem,) = problems(env)
+    assert problem.startswith(f"{name} ")
+    assert not any(value in problem for key, value in env.items() if BY_ENV[key].metadata["secret"])
+
+
+def test_where_the_keys_of_the_tokens_are() -> None:
+    url = "https://project.supabase.co/auth/v1/.well-known/jwks.json"
+    assert Settings.from_env(SIGN_IN).auth_keys_url == url
+    assert Settings.from_env({"AUTH_ISSUER": SIGN_IN["AUTH_ISSUER"] + "/"}).auth_keys_url == url
+    assert Settings.from_env({**SIGN_IN, "AUTH_SECRET": "x" * 32}).auth_keys_url is None
+    both = {**SIGN_IN, "AUTH_SECRET": "x" * 32, "AUTH_JWKS_URL": "https://keys.test/"}
+    assert Settings.from_env(both).auth_keys_url == "https://keys.test/"
+    assert Settings().auth_keys_url is None
+    # On the developer's own machine.
+    assert not problems({"AUTH_ISSUER": "http://127.0.0.1:54321/auth/v1"})

@@ -24,6 +24,13 @@ MEMBERS: dict[str, dict[str, str]] = {
         "eventsUrl": "Where to be told.",
         "pollAfterMs": "When it is worth asking.",
     },
+    "SignIn": {"token": "The user's access token."},
+    "Session": {
+        "userId": "The user's id, a UUID.",
+        "expiresAt": "When the access token ends; null where none is needed.",
+        "operator": "Whether it is an operator, who may see what concerns all users.",
+    },
+    "SignedOut": {"outcome": "Always `signed_out`."},
     "DeleteOutcome": {"taskId": _TASK_ID, "outcome": "Always `deleted`."},
     "RetryOutcome": {"taskId": _TASK_ID, "outcome": "Always `retried`."},
     "Page": {"tasks": "Newest first.", "cursor": "Of the next page; left out on the last."},

@@ -13,13 +13,16 @@ from server.openapi.generators import GENERATORS, JOB
 from server.openapi.members import MEMBERS, REFINED
 from server.openapi.messages import READ, SCHEMAS_OF_STREAMS, SENT
 from server.openapi.operation import JSON, ORIGIN, Answer, Example, Operation, get
+from server.openapi.sessions import SESSIONS, signed_in
 from server.openapi.tasks import STREAMS, TASKS
 
 ABOUT = """\
 Long-running tasks, and their status pushed to whoever follows them. JSON in and out; times are ISO 8601 UTC.
 
-There is no sign-in: one local user, and the server answers on loopback only, to its own host names and its own \
-origin. Three routes are for QStash and generators and bring a proof of their own: a signature or a token.
+Without sign-in there is one local user, and the server answers on loopback only, to its own host names and its own \
+origin. With sign-in a request carries the user's access token, as a bearer token or in a cookie \
+(`POST /api/session`), never in its URL. What is another user's is answered like what is not there. Three routes are for \
+QStash and generators and bring a proof of their own: a signature or a token.
 
 Whatever is not a success is `application/problem+json` (RFC 9457) with a stable `code`; its `requestId` is in the \
 log. A path that there is not gives `not_found`, a method that a path has not `method_not_allowed`. Bodies are counted \
@@ -43,14 +46,20 @@ SERVER = (
             ),
         ),
     ),
-    get("/metrics", "getMetrics", "Server", "Figures for Prometheus", "text/plain", "The figures."),
+    signed_in(
+        get("/metrics", "getMetrics", "Server", "Figures for Prometheus", "text/plain", "The figures."),
+        errors.Forbidden,
+        errors.Unavailable,
+    ),
     get("/openapi.json", "getDescription", "Server", "This description", JSON, "An OpenAPI 3.1 document."),
     get("/", "getStudio", "Pages", "A prompt and its picture", "text/html", "The page."),
     get("/dashboard", "getDashboard", "Pages", "All your tasks, live", "text/html", "The page."),
     get("/docs", "getDocs", "Pages", "This description, for people", "text/html", "The page."),
 )
 
-OPERATIONS = (*TASKS, *STREAMS, *GENERATORS, *SERVER)
+# Whoever knows a picture's name may see it.
+OF_USERS = tuple(task if task.id == "getPicture" else signed_in(task) for task in (*TASKS, *STREAMS))
+OPERATIONS = (*OF_USERS, *SESSIONS, *GENERATORS, *SERVER)
 
 API = build.Api(
     title="Taskbeam",
@@ -59,6 +68,7 @@ API = build.Api(
     tags={
         "Tasks": "Ask for one, look at it, list them, try one again.",
         "Streams": "Be told instead of asking.",
+        "Session": "Who is calling.",
         "Generators": "For QStash and generators; each brings a proof of its own.",
         "Server": "How it does.",
         "Pages": "For people.",
@@ -66,6 +76,12 @@ API = build.Api(
     operations=OPERATIONS,
     headers=("X-Request-Id",),
     security={
+        "accessToken": {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "The user's, of the configured issuer; a cookie will do as well. Without sign-in none.",
+        },
         "qstashSignature": {
             "type": "apiKey",
             "in": "header",

@@ -41,6 +41,7 @@ class Poll:
 
     async def answer(self, request: Request) -> Response:
         """The snapshot now; with `wait`, as soon as its version is above `after`, or when the time is over."""
+        caller = await self._identify(request)
         query = request.query_params
         task_id = query.get("taskId")
         if task_id is None:
@@ -49,7 +50,6 @@ class Poll:
             raise TaskNotFound
         structlog.contextvars.bind_contextvars(task_id=task_id)
         wait, after = _wait(query.get("wait")), _after(query.get("after"))
-        caller = await self._identify(request)
         if wait:
             change = await self._news(request, caller, task_id, after, wait)
         else:

@@ -14,6 +14,7 @@ from websockets.exceptions import InvalidStatus
 from tests.deployment import Deployment
 from tests.identity.conftest import APP, COOKIE, OPERATOR_KEY, PUBLIC, DeploySignedIn
 from tests.identity.tokens import Key, Person, claims_of, key_set
+from tests.openapi.description import WEB
 from tests.receiver import Receiver, Reply, Request
 
 NOBODYS = "nobody-has-this-task-id"
@@ -71,36 +72,30 @@ async def test_not_yours_over_a_websocket(here: Deployment) -> None:
 
 async def test_no_token_or_a_bad_one_is_401_everywhere(here: Deployment) -> None:
     person = Person()
-    routes = [
-        ("POST", "/api/generate"),
-        ("GET", "/api/generate"),
-        ("GET", "/api/generate/status?taskId=a"),
-        ("GET", "/api/generate/events"),
-        ("GET", "/api/generate/deliveries?taskId=a"),
-        ("POST", "/api/generate/retry?taskId=a"),
-        ("DELETE", "/api/generate?taskId=a"),
-        ("GET", "/api/session"),
+    bad = [
+        ({}, "unauthorized"),
+        (person.headers(exp=int(time.time()) - 60), "access_token_expired"),
+        (person.headers(role="service_role"), "invalid_access_token"),
+        ({"Authorization": "Basic YTpi"}, "invalid_access_token"),
+        ({"Authorization": f"Bearer {OPERATOR_KEY}"}, "invalid_access_token"),
     ]
+    asked = [op for op in WEB.operations if "unauthorized" in {code for _, code in op.problems_declared()}]
+    asked = [op for op in asked if op.id not in ("openSocket", "getMetrics")]
+    assert len(asked) >= 8
     async with here.client() as client:
-        for method, route in routes:
-            answer = await client.request(method, route, json={"prompt": "a"})
-            assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized"), route
-            assert answer.headers["www-authenticate"] == "Bearer"
-            for headers, code in (
-                (person.headers(exp=int(time.time()) - 60), "access_token_expired"),
-                (person.headers(role="service_role"), "invalid_access_token"),
-                ({"Authorization": "Basic YTpi"}, "invalid_access_token"),
-                ({"Authorization": f"Bearer {OPERATOR_KEY}"}, "invalid_access_token"),
-            ):
-                answer = await client.request(method, route, json={"prompt": "a"}, headers=headers)
-                assert (answer.status_code, answer.json()["code"]) == (401, code), route
+        for operation in asked:
+            for headers, code in bad:
+                answer = await client.request(operation.method, operation.path, json={"prompt": "a"}, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (401, code), operation.id
+                assert answer.headers["www-authenticate"].startswith("Bearer")
+                operation.hold(answer)
         # Never in a URL, and nothing of it in the log.
         token = person.token()
         for name in ("token", "access_token"):
             answer = await client.get(f"/api/generate/events?{name}={token}")
             assert answer.status_code == 401
         metrics = (await client.get("/metrics")).text
-    assert 'taskbeam_sign_ins_refused_total{reason="expired"} 8.0' in metrics
+    assert f'taskbeam_sign_ins_refused_total{{reason="expired"}} {len(asked)}.0' in metrics
     log = here.web.log.read_text()
     assert token[-20:] not in log
     assert OPERATOR_KEY not in log
@@ -257,6 +252,8 @@ async def test_keys_that_are_published(deploy_signed_in: DeploySignedIn) -> None
         async with here.client() as client:
             answer_ = await client.get("/api/session", headers={"Authorization": f"Bearer {first.sign(claims)}"})
             assert (answer_.status_code, answer_.headers["retry-after"]) == (503, "30")
+            begun = await client.post("/api/session", json={"token": first.sign(claims)})
+            assert (begun.status_code, begun.json()["code"]) == (503, "unavailable")
             stream = await client.get("/api/generate/events", headers={"Authorization": f"Bearer {first.sign(claims)}"})
             # An EventSource would be closed for ever by a 503.
             assert (stream.status_code, "event: refused" in stream.text) == (200, True)
