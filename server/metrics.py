@@ -45,6 +45,16 @@ REFUSALS = (
     "wrong_role",
     "anonymous",
 )
+SIGNATURE_REFUSALS = (
+    "missing",
+    "malformed",
+    "wrong_key",
+    "wrong_issuer",
+    "wrong_url",
+    "wrong_body",
+    "expired",
+    "not_yet",
+)
 VERDICTS = ("apply", "end", "resend")
 
 Read: TypeAlias = Callable[[], Awaitable[Sequence[Metric]]]
@@ -136,6 +146,17 @@ class Metrics(ProcessMetrics):
         self.tasks_created = Counter("taskbeam_tasks_created_total", "Tasks accepted.", registry=r)
         callbacks = Counter("taskbeam_callbacks_total", "Callbacks by what became of them.", ["outcome"], registry=r)
         self.callbacks = {outcome: callbacks.labels(outcome) for outcome in (*OUTCOMES, *UNTAKEN)}
+        forged = Counter(
+            "taskbeam_signatures_refused_total",
+            "Callbacks and webhooks whose signature is not valid, and why.",
+            ["kind", "reason"],
+            registry=r,
+        )
+        self.signatures_refused = {
+            (kind, reason): forged.labels(kind, reason)
+            for kind in ("callback", "webhook")
+            for reason in SIGNATURE_REFUSALS
+        }
         webhooks = Counter(
             "taskbeam_webhooks_total", "Webhooks of generators by outcome.", ["provider", "outcome"], registry=r
         )

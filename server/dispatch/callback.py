@@ -90,6 +90,7 @@ class Callback:
 
     def _refused(self, request: Request, reason: str) -> errors.BadSignature:
         self._metrics.callbacks["refused"].inc()
+        self._metrics.signatures_refused["callback", reason].inc()
         claimed = request.query_params.get("task", "")
         log.warning("callback_refused", reason=reason, claimed_task_id=claimed if TASK_ID.fullmatch(claimed) else None)
         return errors.BadSignature()

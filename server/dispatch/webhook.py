@@ -70,6 +70,7 @@ class Webhook:
             webhook_id = await self._verify(provider, request, body)
         except BadSignature as error:
             self._metrics.webhooks[provider, "refused"].inc()
+            self._metrics.signatures_refused["webhook", error.reason].inc()
             log.warning("webhook_refused", provider=provider, reason=error.reason)
             raise errors.BadSignature from None
         except KeysUnavailable:

@@ -19,10 +19,10 @@ from server.openapi.tasks import STREAMS, TASKS
 ABOUT = """\
 Long-running tasks, and their status pushed to whoever follows them. JSON in and out; times are ISO 8601 UTC.
 
-Without sign-in there is one local user, and the server answers on loopback only, to its own host names and its own \
-origin. With sign-in a request carries the user's access token, as a bearer token or in a cookie \
-(`POST /api/session`), never in its URL. What is another user's is answered like what is not there. Three routes are for \
-QStash and generators and bring a proof of their own: a signature or a token.
+Without sign-in there is one local user, and the server answers on loopback only, to its own host names and its \
+own origin. With sign-in a request carries the user's access token, as a bearer token or in a cookie \
+(`POST /api/session`), never in its URL. What is another user's is answered like what is not there. Three routes are \
+for QStash and generators and bring a proof of their own: a signature or a token.
 
 Whatever is not a success is `application/problem+json` (RFC 9457) with a stable `code`; its `requestId` is in the \
 log. A path that there is not gives `not_found`, a method that a path has not `method_not_allowed`. Bodies are counted \

@@ -13,6 +13,7 @@ import pytest
 from tests.deployment import NEXT_KEY
 from tests.dispatch.conftest import Connection, Home
 from tests.dispatch.runs import Run, begin, delivery, sign
+from tests.exposition import scrape, value
 from tests.receiver import Receiver
 
 PICTURE = "https://pictures.test/1.png"
@@ -303,6 +304,9 @@ async def test_nothing_secret_is_logged(run: Run, office: Home) -> None:
     await run.call(DONE, signature=signature[:-4] + "AAAA")
     await run.report("wrong." + run.token)
     await run.outcome(DONE, signature=signature)
+    shown = await scrape(office.deployment.web.url)
+    assert value(shown, "taskbeam_signatures_refused_total", {"kind": "callback", "reason": "wrong_key"}) >= 1
+    assert value(shown, "taskbeam_signatures_refused_total", {"kind": "webhook", "reason": "wrong_key"}) == 0
     log = office.deployment.web.log.read_text()
     assert '"callback_refused"' in log
     assert run.task_id in log
