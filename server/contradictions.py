@@ -66,10 +66,10 @@ def of_settings(settings: "Settings") -> list[str]:
             problems.append(
                 f"PUBLIC_URL is needed with HOST {settings.host!r}: the address people and QStash reach this server by"
             )
-    return [*problems, *_of_sign_in(settings)]
+    return problems
 
 
-def _of_sign_in(settings: "Settings") -> list[str]:
+def of_sign_in(settings: "Settings") -> list[str]:
     problems = []
     keys = {"AUTH_SECRET": settings.auth_secret, "AUTH_OPERATOR_KEY": settings.auth_operator_key}
     problems += [

@@ -83,7 +83,7 @@ class Settings:
         "AUTH_ISSUER",
         None,
         values.url("http", "https"),
-        "Who issues the users' access tokens, as in their `iss`; turns sign-in on. Supabase: https://<ref>.supabase.co/auth/v1",
+        "Who issues access tokens, as in their `iss`; turns sign-in on: https://<ref>.supabase.co/auth/v1 for one.",
     )
     auth_jwks_url: str | None = _setting(
         "AUTH_JWKS_URL",
@@ -289,6 +289,8 @@ class Settings:
         # What fits together can be told when each is right by itself.
         if not any(problem.startswith(("GENERATOR", "WEBHOOK_")) for problem in problems):
             problems += contradictions.of_generators(settings)
+        if not any(problem.startswith("AUTH_ISSUER") for problem in problems):
+            problems += contradictions.of_sign_in(settings)
         if problems:
             raise InvalidSettings(problems)
         return settings

@@ -44,8 +44,8 @@ The server sends `{"type":"subscribed","taskIds","sync"}` with `sync` as in the 
 `{"type":"status"|"progress","task","cursor"}`; `{"type":"refused","taskIds","problem"}`, which ends nothing but what \
 it names (a task that is deleted, for one); `{"type":"deleted","taskIds"}`, to those who follow all; \
 `{"type":"pong"}`; and `{"type":"bye","reason","retryMs"}` before it closes with 1012. What is not JSON \
-closes the connection with 1007, binary with 1003, a message of more than 64 KiB with 1009. A handshake from a foreign \
-host or origin is answered with 403 and no body; a request that asks for no WebSocket finds nothing here."""
+closes the connection with 1007, binary with 1003, a message of more than 64 KiB with 1009. A handshake that is \
+refused is answered as any request; one that asks for no WebSocket finds nothing here."""
 
 SOCKET_SCRIPT = f"""\
 const socket = new WebSocket('ws://localhost:8000/api/generate/ws');

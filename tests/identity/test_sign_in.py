@@ -241,7 +241,7 @@ async def test_keys_that_are_published(deploy_signed_in: DeploySignedIn) -> None
             assert await asyncio.gather(*(ask(first.sign(claims)) for _ in range(20))) == [200] * 20
             assert len(issuer.seen) == 1
             # A flood of keys that nobody has costs no request before half a minute is over.
-            assert await asyncio.gather(*(ask(first.sign(claims, kid=str(n))) for n in range(50))) == [401] * 50
+            assert await asyncio.gather(*(ask(first.sign(claims, kid=f"x{n}")) for n in range(50))) == [401] * 50
             assert await ask(second.sign(claims)) == 401
             assert len(issuer.seen) == 1
             # Its server may be away: who signed in with a known key stays.

@@ -101,7 +101,7 @@ async def test_a_handshake_from_elsewhere(here: Here) -> None:
     with pytest.raises(InvalidStatus) as refusal:
         await connect(address, origin="https://evil.test", proxy=None)  # type: ignore[arg-type]
     response = refusal.value.response
-    assert (response.status_code, response.body) == (403, b"")
+    assert (response.status_code, json.loads(bytes(response.body))["code"]) == (403, "foreign_origin")
 
 
 async def test_a_job_and_its_callbacks(database: Database, redis_server: EmbeddedRedis, folder: Path) -> None:

@@ -38,6 +38,8 @@ LEFT_OUT = {
     "getDashboard",
     "getDocs",
     "getMetrics",
+    "getSession",
+    "endSession",
 }
 OPERATIONS = [
     (part, operation.id)
