@@ -228,6 +228,12 @@ class Supervisor:
         """The process id of one of our parts. Raises StopIteration where there is none of that name."""
         return next(part.process.pid for part in self._processes if part.name == name and part.process)
 
+    @property
+    def database_urls(self) -> tuple[str, str]:
+        """Of the database: as the processes have it, and as its owner. They hold passwords where one was configured."""
+        url = self._env["DATABASE_URL"]
+        return url, url if self._postgres is None else self._postgres.url(DATABASE)
+
     def banner(self) -> str:
         """What was started, where its data lies, and the address."""
         ours = [part.name for part in self._processes]

@@ -20,6 +20,7 @@ import click
 import msgspec
 
 from server.bench.clients import Callbacks, Clients, Poller, Publisher
+from server.bench.rights import measure_rights
 from server.embedded.children import ChildFailed
 from server.embedded.ending import Ending
 from server.embedded.listeners import CannotListen
@@ -48,6 +49,12 @@ class Figures(msgspec.Struct):
     polling_clients: int
     polling_cpu_us_a_client_second: float
     polling_seen_after_ms: dict[str, float]
+    read_bare_ms: dict[str, float]
+    read_as_caller_ms: dict[str, float]
+    users: int
+    joins_ms: float
+    token_first_us: float
+    token_again_us: float
 
 
 def run_bench(streams: int, rate: int, seconds: float, as_json: bool) -> int:
@@ -113,6 +120,8 @@ async def _measure(supervisor: Supervisor, listener: socket.socket, streams: int
     poller, polling_cpu, seen = await _polling(supervisor, publisher, callbacks, min(POLLERS_MAX, streams), streams)
     await callbacks.close()
     await publisher.close()
+    say("reads, joins and tokens of 10,000 users")
+    rights = await measure_rights(*supervisor.database_urls)
     return Figures(
         streams=streams,
         callbacks=count,
@@ -126,6 +135,12 @@ async def _measure(supervisor: Supervisor, listener: socket.socket, streams: int
         polling_clients=poller,
         polling_cpu_us_a_client_second=polling_cpu / POLL_SECONDS / poller * 1e6,
         polling_seen_after_ms=_percentiles(seen),
+        read_bare_ms=_percentiles(rights.read_bare),
+        read_as_caller_ms=_percentiles(rights.read_as_caller),
+        users=rights.users,
+        joins_ms=rights.joins * 1000,
+        token_first_us=rights.token_first * 1e6,
+        token_again_us=rights.token_again * 1e6,
     )
 
 
@@ -194,5 +209,10 @@ def _table(f: Figures) -> str:
             f"{f'peer: {f.polling_clients} clients asking once a second':<44}"
             f"{f.polling_cpu_us_a_client_second:.0f} µs of CPU a client and second",
             _line("peer: callback sent → client has asked", f.polling_seen_after_ms),
+            _line("a read as the server", f.read_bare_ms),
+            _line("the same as its caller", f.read_as_caller_ms)
+            + f"  ({f.read_as_caller_ms['p50'] / f.read_bare_ms['p50']:.1f} times, p50)",
+            f"{f'{f.users} users join at once':<44}{f.joins_ms / 1000:.2f} s",
+            f"{'an access token, new and known':<44}{f.token_first_us:.0f} µs, {f.token_again_us:.1f} µs",
         ]
     )
