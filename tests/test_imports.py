@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "embedded": set(),
     "identity": set(),
     "openapi": {"tasks", "push", "dispatch", "identity"},  # describes what they read and encode
-    "bench": {"tasks", "push", "dispatch", "identity", "generator", "embedded"},  # measures the whole: it stands above all
+    "bench": {"tasks", "push", "dispatch", "identity", "generator", "embedded"},  # measures the whole, from above
     "chaos": {"tasks", "push", "dispatch", "generator", "embedded"},  # and this one breaks it
 }
 # (who, whom): what the tables do not say. process.py is where a room's own process is put together.

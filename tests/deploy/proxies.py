@@ -50,6 +50,7 @@ class Proxy:
     """Its public side is `client()` (as a browser that has the password) and its own machine's side `inner_url`."""
 
     binary: str | None
+    file: str
     # What takes the password out of the configuration, and what a stranger is then told.
     without_password: Mapping[str, str]
     shut: int
@@ -139,6 +140,8 @@ class _Pinned(httpx.AsyncHTTPTransport):
 
 class Nginx(Proxy):
     binary = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    file = "nginx.conf"
+    own: Mapping[str, str] = {"/etc/nginx/taskbeam.users": "users"}
     without_password = {'auth_basic "Taskbeam"': "auth_basic off"}  # noqa: RUF012
     shut = 421
 
@@ -148,7 +151,7 @@ class Nginx(Proxy):
         ).stdout
         (self.folder / "users").write_text(f"{USER}:{hashed}")
         text = replaced(
-            (FILES / "nginx.conf").read_text(),
+            (FILES / self.file).read_text(),
             {
                 "listen 443 ": f"listen 127.0.0.1:{self.port} ",
                 "listen 80 ": f"listen 127.0.0.1:{free_port()} ",
@@ -157,7 +160,7 @@ class Nginx(Proxy):
                 "127.0.0.1:8002 ": f"127.0.0.1:{self.webs[1]} ",
                 "/etc/nginx/taskbeam.crt": str(self.folder / "tls.crt"),
                 "/etc/nginx/taskbeam.key": str(self.folder / "tls.key"),
-                "/etc/nginx/taskbeam.users": str(self.folder / "users"),
+                **{place: str(self.folder / name) for place, name in self.own.items()},
                 "/run/nginx.pid": str(self.folder / "pid"),
                 **changes,
             },
@@ -169,6 +172,7 @@ class Nginx(Proxy):
 
 class Caddy(Proxy):
     binary = shutil.which("caddy")
+    file = "Caddyfile"
     without_password = {"basicauth {\n\t\t\t\timport users\n\t\t\t}\n": ""}  # noqa: RUF012
     shut = 403
 
@@ -176,7 +180,7 @@ class Caddy(Proxy):
         (self.folder / "users").write_text(f"{USER} {PASSWORD_HASH}\n")
         own = f"admin off\n\tauto_https disable_redirects\n\thttps_port {self.port}\n\tlog {{"
         text = replaced(
-            (FILES / "Caddyfile").read_text(),
+            (FILES / self.file).read_text(),
             {
                 "\tlog {": f"\t{own}",
                 f"\n{NAME} {{": f"\n{NAME} {{\n\ttls {self.folder}/tls.crt {self.folder}/tls.key",
@@ -189,3 +193,12 @@ class Caddy(Proxy):
         path = self.folder / "Caddyfile"
         path.write_text(text)
         return [self.binary or "caddy", "run", "--config", str(path), "--adapter", "caddyfile"]
+
+
+class NginxSignIn(Nginx):
+    file = "nginx-sign-in.conf"
+    own: Mapping[str, str] = {}
+
+
+class CaddySignIn(Caddy):
+    file = "Caddyfile-sign-in"
