@@ -35,7 +35,8 @@ ROOMS: dict[str, set[str]] = {
     "identity": set(),
     "openapi": {"tasks", "push", "dispatch", "identity"},  # describes what they read and encode
     "bench": {"tasks", "push", "dispatch", "identity", "generator", "embedded"},  # measures the whole, from above
-    "chaos": {"tasks", "push", "dispatch", "generator", "embedded"},  # and this one breaks it
+    "clients": {"tasks"},  # played browsers, and the judge of what they saw
+    "chaos": {"tasks", "push", "dispatch", "generator", "embedded", "clients"},  # breaks the whole
 }
 # (who, whom): what the tables do not say. process.py is where a room's own process is put together.
 BESIDES = {
@@ -50,10 +51,11 @@ BESIDES = {
 EMBEDDED_MAY_IMPORT = {"server.settings"}
 PURE = {
     "server.auth",
-    "server.chaos.judge",
+    "server.clients.judge",
+    "server.clients.times",
     "server.chaos.recovery",
     "server.chaos.schedule",
-    "server.chaos.views",
+    "server.clients.views",
     "server.dispatch.job",
     "server.dispatch.message",
     "server.dispatch.news",

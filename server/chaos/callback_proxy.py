@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from server.chaos.exchange import Message, ask, serve
-from server.chaos.link import BACKLOG, Address
+from server.chaos.link import BACKLOG
+from server.clients.origin import Address
 
 Mode: TypeAlias = Literal["honest", "late", "twice", "crossed", "dropped"]
 CALLBACK = "/api/generate/callback"

@@ -1,16 +1,13 @@
-"""HTTP/1.1 as the chaos run needs it, cheap enough for hundreds of clients: a connection for each request."""
+"""HTTP/1.1 as proxies and a played generator need it: messages as they came, a connection for each request."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
-from typing import cast
 
-import httptools
 import msgspec
 
-from server.chaos.link import Address
+from server.clients.origin import Address
+from server.clients.streaming import CONNECT_SECONDS_MAX
 
-CONNECT_SECONDS_MAX = 5.0
 HEAD_BYTES_MAX = 65_536
 BODY_BYTES_MAX = 32 * 1024 * 1024
 
@@ -87,69 +84,3 @@ async def serve(
         pass
     finally:
         writer.transport.abort()
-
-
-class Streaming(asyncio.Protocol):
-    """One request whose answer is read as it comes: `on_body` per piece; `done` when it has ended, one way or another.
-
-    `whole`: the answer came to its end. `heard` is the loop's time of the last bytes.
-    """
-
-    def __init__(self, request: bytes, on_body: Callable[[bytes], None]) -> None:
-        loop = asyncio.get_running_loop()
-        self._request = request
-        self._on_body = on_body
-        self._parser = httptools.HttpResponseParser(self)
-        self._transport: asyncio.Transport | None = None
-        self.status = 0
-        self.headers: dict[str, str] = {}
-        self.whole = False
-        self.heard = loop.time()
-        self.done: asyncio.Future[None] = loop.create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but does not say so
-        self._transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = asyncio.get_running_loop().time()
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.abort()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_headers_complete(self) -> None:
-        self.status = self._parser.get_status_code()
-
-    def on_body(self, body: bytes) -> None:
-        if self.status == 200:
-            self._on_body(body)
-
-    def on_message_complete(self) -> None:
-        self.whole = True
-        self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def abort(self) -> None:
-        """Idempotent."""
-        if self._transport is not None:
-            self._transport.abort()
-
-
-async def connect(protocol: asyncio.Protocol, address: Address) -> bool:
-    """Whether the protocol is connected now."""
-    loop = asyncio.get_running_loop()
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(CONNECT_SECONDS_MAX):
-            if isinstance(address, tuple):
-                await loop.create_connection(lambda: protocol, *address)
-            else:
-                await loop.create_unix_connection(lambda: protocol, str(address))
-            return True
-    return False

@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from server.chaos.exchange import open_stream
-from server.chaos.followers import Crowd
 from server.chaos.link import Link
 from server.chaos.parts import LOOK_SECONDS, Parts, Process
 from server.chaos.recovery import Heal
 from server.chaos.schedule import Fault
+from server.clients.crowd import Crowd
 from server.db import DATABASE_ERRORS
 from server.embedded.children import ChildFailed
 from server.migrate import LOGIN_ROLE

@@ -1,6 +1,5 @@
 """What a chaos run has measured, for programs and for people."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,22 +7,14 @@ from pathlib import Path
 import msgspec
 
 from server.chaos.faults import Faults
-from server.chaos.judge import KINDS, Defect
 from server.chaos.parts import COUNT, Process
 from server.chaos.recovery import Arrivals
 from server.chaos.schedule import Fault
-from server.chaos.views import Follow, Log
+from server.clients.judge import KINDS, Defect
+from server.clients.times import Times, times_of
+from server.clients.views import Follow, Log
 
 DEFECTS_SHOWN = 10
-
-
-class Times(msgspec.Struct):
-    """Milliseconds."""
-
-    count: int
-    p50: float
-    p99: float
-    max: float
 
 
 class Figures(msgspec.Struct):
@@ -82,9 +73,9 @@ class Tally:
             connections=self._connections,
             events=self._events,
             defects={kind: counted.get(kind, 0) for kind in KINDS},
-            recovery_ms=_times([seconds for kind in recovery.values() for seconds in kind]),
-            recovery_by_kind_ms={kind: _times(recovery[kind]) for kind in sorted(recovery)},
-            to_client_ms=_times(self._arrivals.lateness(log.changes)),
+            recovery_ms=times_of([seconds for kind in recovery.values() for seconds in kind]),
+            recovery_by_kind_ms={kind: times_of(recovery[kind]) for kind in sorted(recovery)},
+            to_client_ms=times_of(self._arrivals.lateness(log.changes)),
             memory_mb=self._memory,
         )
 
@@ -117,14 +108,6 @@ def spell_out(defects: Sequence[Defect], folder: Path | None) -> str:
     shown = [str(defect) for defect in list(first.values())[: -DEFECTS_SHOWN - 1 : -1]]
     more = len(defects) - len(shown)
     return "\n".join([*shown, *([f"and {more} more"] if more > 0 else []), f"all logs and views: {folder}"])
-
-
-def _times(seconds: Sequence[float]) -> Times:
-    ordered = sorted(seconds)
-    if not ordered:
-        return Times(0, 0, 0, 0)
-    at = [ordered[max(0, math.ceil(len(ordered) * share) - 1)] * 1000 for share in (0.5, 0.99, 1.0)]
-    return Times(len(ordered), *(round(ms, 1) for ms in at))
 
 
 def _line(name: str, times: Times) -> str:

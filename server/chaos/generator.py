@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import msgspec
 
 from server.chaos.exchange import Message, ask, serve, write_message
-from server.chaos.link import BACKLOG, Address
+from server.chaos.link import BACKLOG
+from server.clients.origin import Address
 
 Manner: TypeAlias = Literal["answer", "picture", "accept", "fail", "refuse", "die"]
 MANNERS: dict[Manner, float] = {"answer": 50, "picture": 15, "accept": 15, "fail": 6, "refuse": 6, "die": 8}

@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal, TypeAlias, cast
 
+from server.clients.origin import Address
+
 Mode: TypeAlias = Literal["whole", "cut", "delayed", "stalled"]
-# A Unix socket's path, or host and port.
-Address: TypeAlias = Path | tuple[str, int]
 HELD_BYTES_MAX = 4 * 1024 * 1024
 BACKLOG = 4096
 

@@ -7,9 +7,10 @@ from collections import deque
 
 import msgspec
 
-from server.chaos.exchange import ask, write_message
-from server.chaos.followers import Crowd, Follower
 from server.chaos.parts import Parts
+from server.clients.crowd import Crowd
+from server.clients.followers import Follower
+from server.clients.streaming import BrokenAnswer, fetch
 from server.db import DATABASE_ERRORS
 
 CREATE_SECONDS_MAX = 8.0
@@ -75,12 +76,16 @@ class Load:
         await asyncio.gather(*self._creating)
 
     async def _create(self) -> None:
-        address = self._draw.choice(self._parts.client_addresses)
-        assert isinstance(address, tuple)  # noqa: S101  (web processes are reached over TCP)
+        origin = self._draw.choice(self._parts.client_origins)
         body = msgspec.json.encode({"prompt": f"picture {self._draw.randrange(10**9)}"})
-        headers = {"Host": f"{address[0]}:{address[1]}", "Content-Type": "application/json"}
-        answer = await ask(address, write_message("POST /api/generate HTTP/1.1", headers, body), CREATE_SECONDS_MAX)
-        if answer is not None and answer.status == 202:
+        headers = {"Content-Type": "application/json"}
+        try:
+            answer = await fetch(
+                origin, "POST", "/api/generate", headers=headers, body=body, seconds=CREATE_SECONDS_MAX
+            )
+        except (OSError, TimeoutError, BrokenAnswer):
+            return
+        if answer.status == 202:
             self.accepted += 1
             self._known.append(msgspec.json.decode(answer.body)["taskId"])
             self._any.set()

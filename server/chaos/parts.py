@@ -16,8 +16,9 @@ import asyncpg
 
 from server.chaos.callback_proxy import CallbackProxy
 from server.chaos.generator import PlayedGenerator
-from server.chaos.link import BACKLOG, Address, Link
+from server.chaos.link import BACKLOG, Link
 from server.chaos.redis_proxy import RedisProxy
+from server.clients.origin import Origin
 from server.embedded.children import ChildFailed, open_log, spawn
 from server.embedded.postgres import SUPERUSER, EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis
@@ -106,7 +107,7 @@ class Parts:
         self.webs: list[Process] = []
         self.dispatchers: list[Process] = []
         self.callbacks = CallbackProxy()
-        self.client_addresses: list[Address] = []
+        self.client_origins: list[Origin] = []
         self._sockets: list[socket.socket] = []
 
     @property
@@ -144,7 +145,7 @@ class Parts:
             await self._link(f"{name}-redis", spoilt, sockets / name / "redis")
         for number, listener in enumerate(web_sockets):
             await self._link(f"clients-web{number}", listener.getsockname()[:2])
-            self.client_addresses.append(self.links[f"clients-web{number}"].address)
+            self.client_origins.append(Origin.plain(self.links[f"clients-web{number}"].address))
         await self.callbacks.start([listener.getsockname()[:2] for listener in web_sockets])
         await self._link("dispatcher-web", self.callbacks.address)
         await self._link("generator-web", self.callbacks.address)

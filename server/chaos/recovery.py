@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from server.chaos.views import Change, Leg, Seen
-
-PUSHED = ("sse", "websocket")
+from server.clients.views import PUSHED, Change, Leg, Seen
 
 
 class Heal(msgspec.Struct, frozen=True):

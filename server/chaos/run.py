@@ -22,12 +22,12 @@ import uvloop
 
 from server.chaos.faults import Faults
 from server.chaos.figures import Figures, Tally
-from server.chaos.followers import Crowd
-from server.chaos.judge import Defect, judge, judge_log
 from server.chaos.load import Load
 from server.chaos.parts import Parts
 from server.chaos.schedule import Fault, plan
-from server.chaos.views import Change, Follow, Log
+from server.clients.crowd import USUAL, Crowd, Pace
+from server.clients.judge import Defect, judge, judge_gaps, judge_log
+from server.clients.views import Change, Follow, Log
 from server.embedded.children import ChildFailed
 
 WARM_SECONDS = 2.0
@@ -35,6 +35,8 @@ SETTLE_SECONDS_MAX = 150.0
 QUIET_SECONDS = 2.0
 RETURN_SECONDS_MAX = 10.0
 SAY_SECONDS = 5.0
+# Where there are many clients each stays longer: so many come a second by themselves.
+VISITS_A_SECOND = 100
 FOLDER_CHARACTERS_MAX = 60
 VIEWS = "views.jsonl"
 
@@ -74,7 +76,8 @@ class _Run:
         self._schedule = schedule
         self._parts = Parts(folder, seed, tasks)
         self._views: BinaryIO = (folder / VIEWS).open("wb")
-        self._crowd = Crowd(self._parts.client_addresses, self._record, seed, followers)
+        pace = Pace(visit=max(USUAL.visit, followers / VISITS_A_SECOND), away_max=USUAL.away_max, all=USUAL.all)
+        self._crowd = Crowd(self._parts.client_origins, self._record, seed, pace)
         self._faults = Faults(self._parts, self._crowd)
         self._load = Load(self._parts, self._crowd, tasks, followers, seed)
         self._tally = Tally(seed)
@@ -163,7 +166,7 @@ class _Run:
 
     def _judge(self, log: Log) -> list[Defect]:
         """Follow by follow: what they saw together may not fit into memory."""
-        defects = judge_log(log)
+        defects = judge_log(log) + judge_gaps(log)
         decode = msgspec.json.Decoder(Follow).decode
         with (self._folder / VIEWS).open("rb") as views:
             for line in views:

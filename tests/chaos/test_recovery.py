@@ -3,7 +3,7 @@
 import pytest
 
 from server.chaos.recovery import Arrivals, Heal
-from server.chaos.views import Change, Leg, Seen, Transport
+from server.clients.views import Change, Leg, Seen, Transport
 
 pytestmark = pytest.mark.pure
 

@@ -10,7 +10,9 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
-from server.chaos.link import Address
+from server.clients.origin import Origin
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class Socket(asyncio.Protocol):
@@ -20,11 +22,12 @@ class Socket(asyncio.Protocol):
     """
 
     def __init__(
-        self, address: Address, path: str, on_open: Callable[[], None], on_text: Callable[[bytes], None]
+        self, origin: Origin, path: str, on_open: Callable[[], None], on_text: Callable[[bytes], None]
     ) -> None:
-        assert isinstance(address, tuple)  # noqa: S101  (web processes are reached over TCP)
         loop = asyncio.get_running_loop()
-        self._protocol = ClientProtocol(parse_uri(f"ws://{address[0]}:{address[1]}{path}"))
+        uri = parse_uri(f"{'wss' if origin.tls else 'ws'}://{origin.host}{origin.prefix}{path}")
+        self._protocol = ClientProtocol(uri, max_size=MESSAGE_BYTES_MAX)
+        self._headers = origin.headers
         self._on_open = on_open
         self._on_text = on_text
         self._transport: asyncio.Transport | None = None
@@ -34,7 +37,9 @@ class Socket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one, but does not say so
-        self._protocol.send_request(self._protocol.connect())
+        request = self._protocol.connect()
+        request.headers.update(self._headers)
+        self._protocol.send_request(request)
         self._write()
 
     def data_received(self, data: bytes) -> None:

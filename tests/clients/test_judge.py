@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.chaos.judge import judge, judge_log
-from server.chaos.views import Change, Follow, Leg, Log, Seen, Transport
+from server.clients.judge import judge, judge_gaps, judge_log
+from server.clients.views import Change, Follow, Leg, Log, Seen, Transport
 
 pytestmark = pytest.mark.pure
 
@@ -128,6 +128,23 @@ def test_what_is_reordered(follow: Follow) -> None:
     assert kinds(follow) == ["reordered"]
 
 
+def test_what_was_lost_among_all_shows_on_the_connection_that_went_past_it() -> None:
+    follow = all_tasks(3, 8, 9)
+    follow.legs.append(Leg("sse", 0, 9, 9.0, recovered=True))
+    (defect,) = judge(follow, LOG)
+    assert (defect.transport, defect.saw) == ("websocket", "version 4 (completed, attempt 2)")
+
+
+def test_all_are_owed_what_came_after_they_joined_where_that_is_told() -> None:
+    legs = [Leg("sse", 0, 0, 0.0, recovered=False)]
+    follow = Follow(8, None, legs, [seen("one", 5, cursor=9)], left=True)
+    assert kinds(follow) == []
+    follow.joined = 7
+    assert kinds(follow) == ["lost"]  # number 8
+    assert kinds(Follow(8, None, legs, joined=9)) == []  # it joined at the end of the log
+    assert kinds(Follow(8, None, legs, joined=8)) == ["lost"]
+
+
 def test_a_cursor_of_all_tasks_that_goes_back() -> None:
     follow = all_tasks(3, 7, 8, 9)
     follow.seen[2], follow.seen[3] = follow.seen[3], follow.seen[2]
@@ -160,7 +177,7 @@ def test_a_task_that_was_told_of_and_is_not_there() -> None:
 
 def test_an_answer_that_no_client_should_get() -> None:
     follow = one(seen("one", 5))
-    follow.problems.append("HTTP 500")
+    follow.problems.append((0, "HTTP 500"))
     (defect,) = judge(follow, LOG)
     assert defect.kind == "refused"
     assert "HTTP 500" in str(defect)
@@ -183,7 +200,7 @@ def test_the_log_itself() -> None:
     still = Log(LOG.changes[:-1])
     assert [(defect.kind, defect.task) for defect in judge_log(still)] == [("open", "one")]
     holes = Log([*LOG.changes[:3], *LOG.changes[4:]])
-    assert [(defect.kind, defect.task) for defect in judge_log(holes)] == [("untrue", "one")]
+    assert [(defect.kind, defect.task) for defect in judge_gaps(holes)] == [("untrue", "one")]
 
 
 def test_a_defect_says_who_and_what() -> None:

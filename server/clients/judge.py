@@ -2,7 +2,8 @@
 
 lost: a change of status or attempt after the cursor never seen, the newest state unseen at the end, a cursor that
 the server could not continue. repeated: a version seen before, or anything after the end of an attempt. reordered: a
-version below the one before. untrue: what is not in the log so. refused: an answer that no client should get.
+version below the one before. untrue: what is not in the log so. refused: an answer that no client should get. open:
+a task without an end. Besides, of a connection: late: what has to come at once did not. unended: a stream that went on.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from server.chaos.views import Change, Follow, Leg, Log, Seen
+from server.clients.views import Change, Follow, Leg, Log, Seen
 
-Kind: TypeAlias = Literal["lost", "repeated", "reordered", "untrue", "refused", "open"]
+Kind: TypeAlias = Literal["lost", "repeated", "reordered", "untrue", "refused", "open", "late", "unended"]
+# What is found in views and log.
 KINDS: tuple[Kind, ...] = ("lost", "repeated", "reordered", "untrue", "refused", "open")
 
 
@@ -35,7 +37,7 @@ class Defect(msgspec.Struct, frozen=True):
 
 def judge(follow: Follow, log: Log) -> list[Defect]:
     """The defects of one follow, judged after quiet; none when all was as promised."""
-    found = [_defect("refused", follow, len(follow.legs) - 1, "an answer", problem) for problem in follow.problems]
+    found = [_defect("refused", follow, leg, "an answer", problem) for leg, problem in follow.problems]
     for number, leg in enumerate(follow.legs):
         if leg.cursor and leg.recovered is False:
             found.append(_defect("lost", follow, number, "to be continued from the cursor", "a snapshot"))
@@ -44,15 +46,19 @@ def judge(follow: Follow, log: Log) -> list[Defect]:
 
 
 def judge_log(log: Log) -> list[Defect]:
-    """What is wrong with the tasks themselves: still open, or with holes in their versions."""
+    """What is wrong with the tasks themselves: still open, or changed after their end."""
     still = [change for task in log.tasks if not _is_terminal(change := log.of(task)[-1])]
     found = [Defect("open", change.task, "a terminal state", _told(change)) for change in still]
-    found += [Defect("untrue", task, "versions without gaps", "a gap in the log") for task in log.gaps()]
     for task in log.tasks:
         for change, after in pairwise(log.of(task)):
             if _is_terminal(change) and after.attempt == change.attempt:
                 found.append(Defect("untrue", task, f"{_told(change)} to be the end", _told(after)))
     return found
+
+
+def judge_gaps(log: Log) -> list[Defect]:
+    """Of a log that is whole: tasks with holes in their versions."""
+    return [Defect("untrue", task, "versions without gaps", "a gap in the log") for task in log.gaps()]
 
 
 class _Progress:
@@ -90,7 +96,7 @@ def _judge_one(follow: Follow, log: Log) -> Iterator[Defect]:
         if wrong is not None:
             yield _defect(wrong[0], follow, seen.leg, wrong[1], _told(seen), task)
         elif before and not follow.legs[seen.leg].may_skip:
-            for change in changes[before : seen.version - 1]:
+            for change in log.between(task, before, seen.version):
                 if log.is_owed(change):
                     yield _defect("lost", follow, seen.leg, _told(change), _told(seen), task)
     newest = changes[-1].version if changes else 0
@@ -103,11 +109,11 @@ def _judge_one(follow: Follow, log: Log) -> Iterator[Defect]:
 
 def _judge_all(follow: Follow, log: Log) -> Iterator[Defect]:
     tasks: dict[str, _Progress] = {}
-    leg_before, cursor, began = -1, 0, 0
+    leg_before, cursor, began = -1, 0, follow.joined
     for seen in follow.seen:
         leg = follow.legs[seen.leg]
         if seen.leg != leg_before and not leg.cursor:
-            tasks, cursor, began = {}, 0, 0  # it had no cursor yet, so it is told the present again
+            tasks, cursor, began = {}, 0, follow.joined  # it had no cursor yet, so it is told the present again
         leg_before = seen.leg
         yield from _untrue(follow, log, seen)
         wrong = tasks.setdefault(seen.task, _Progress()).take(seen)
@@ -123,14 +129,17 @@ def _judge_all(follow: Follow, log: Log) -> Iterator[Defect]:
         if not follow.left:
             yield _defect("lost", follow, len(follow.legs) - 1, "all tasks", "no snapshot of them")
         return
-    until = cursor if follow.left else log.changes[-1].seq
-    for change in log.changes[began:until]:  # numbers of one owner have no gaps
+    for change in log.since(began, cursor if follow.left else None):
         progress = tasks.get(change.task, _Progress())
         newest = not follow.left and change is log.of(change.task)[-1]
         missing = log.is_owed(change) and change.version not in progress.versions
         if missing or (newest and change.version > progress.last):
+            # It shows on the connection that brought what comes after it, else on the last one.
+            later = (s for s in follow.seen if s.task == change.task and s.version > change.version)
+            after = next(later, None)
+            number = len(follow.legs) - 1 if after is None else after.leg
             saw = f"version {progress.last}" if progress.last else "nothing of it"
-            yield _defect("lost", follow, len(follow.legs) - 1, _told(change), saw, change.task)
+            yield _defect("lost", follow, number, _told(change), saw if after is None else _told(after), change.task)
 
 
 def _untrue(follow: Follow, log: Log, seen: Seen) -> Iterator[Defect]:
