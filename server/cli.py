@@ -160,3 +160,50 @@ def chaos(faults: int, seed: int | None, minutes: float | None, tasks: int, foll
     if defects:
         click.echo(spell_out(defects, folder), err=True)
     sys.exit(1 if defects else 0)
+
+
+@main.command()
+@click.argument("url")
+@click.option("--tasks", type=click.IntRange(1, 20), default=5, show_default=True)
+@click.option("--seconds", type=click.FloatRange(1, 3_600), default=120.0, show_default=True, help="How long they may take.")
+@click.option("--token", envvar="TASKBEAM_TOKEN", show_envvar=True, help="Sent as Authorization: Bearer.")
+@click.option("--user", envvar="TASKBEAM_USER", show_envvar=True, help="NAME:PASSWORD, where a proxy asks for one.")
+@click.option("--prompt", default="a red fox under the moon", show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=None, help="Draws breaks and transports again.  [default: new]")
+@click.option("--keep", is_flag=True, help="Do not delete the tasks at the end.")
+@click.option("--json", "as_json", is_flag=True, help="The report for programs.")
+def verify(
+    url: str,
+    tasks: int,
+    seconds: float,
+    token: str | None,
+    user: str | None,
+    prompt: str,
+    seed: int | None,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Check a deployment from outside: start tasks at URL, follow them over every transport, judge what was seen.
+
+    Each task is a run of the deployment's generator, at its price. Exit code 0: no defect; 1: defects; 2: not reached.
+    """
+    import secrets
+
+    import msgspec
+
+    from server.clients.origin import BadUrl, Origin, authorization
+    from server.verify.reach import NotReached
+    from server.verify.report import text
+    from server.verify.run import Plan, run_verify
+
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    try:
+        origin = Origin.parse(url, authorization(token, user))
+        report = run_verify(Plan(tasks, seconds, prompt, seed, keep), origin)
+    except (BadUrl, NotReached) as error:
+        click.echo(f"taskbeam: {error}", err=True)
+        sys.exit(2)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)
+    click.echo(msgspec.json.encode(report).decode() if as_json else text(report))
+    sys.exit(1 if report.defects else 0)

@@ -17,7 +17,16 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 VARIABLES = {field.metadata["env"] for field in dataclasses.fields(Settings)}
 # What a reader's shell, another program or our own `run` knows.
-FOREIGN = {"TASKBEAM_ENV", "PROGRESS_URL", "PROGRESS_TOKEN", "LOGIN_PASSWORD", "POSTGRES_PASSWORD", "WEBHOOK_SECRET"}
+FOREIGN = {
+    "TASKBEAM_ENV",
+    "PROGRESS_URL",
+    "PROGRESS_TOKEN",
+    "LOGIN_PASSWORD",
+    "POSTGRES_PASSWORD",
+    "WEBHOOK_SECRET",
+    "SSL_CERT_FILE",
+    "TASKBEAM_USER",
+}
 PAGES = {"/", "/dashboard", "/docs", "/openapi.json", "/results/{name}", "/api/generate/ws", "/healthz", "/readyz"}
 OF_RUN = {"test", "lock"}
 

@@ -42,7 +42,7 @@ def rows(heading: str) -> list[list[str]]:
     return found
 
 
-SETTINGS, REQUESTS = rows("Settings"), rows("Requests")
+SETTINGS, CHECKS, REQUESTS = rows("Settings"), rows("Checking a deployment"), rows("Requests")
 
 
 def command(line: str) -> tuple[dict[str, str], list[str]]:
@@ -84,6 +84,15 @@ def test_the_lists_are_long_enough_and_each_row_says_what_to_do() -> None:
 def test_a_setting_is_refused_as_the_page_says(line: str, said: str, advice: str) -> None:
     env, arguments = command(line)
     done = CliRunner().invoke(main, arguments, env={**UNSET, **env}, catch_exceptions=False)
+    assert done.stderr.splitlines() == [said]
+    assert done.exit_code == 2
+    assert "hunter2" not in done.output
+
+
+@pytest.mark.parametrize(("line", "said", "advice"), CHECKS, ids=[row[0][:50] for row in CHECKS])
+def test_an_address_is_refused_as_the_page_says(line: str, said: str, advice: str) -> None:
+    _, arguments = command(line)
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert done.stderr.splitlines() == [said]
     assert done.exit_code == 2
     assert "hunter2" not in done.output

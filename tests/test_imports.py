@@ -37,6 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "bench": {"tasks", "push", "dispatch", "identity", "generator", "embedded"},  # measures the whole, from above
     "clients": {"tasks"},  # played browsers, and the judge of what they saw
     "chaos": {"tasks", "push", "dispatch", "generator", "embedded", "clients"},  # breaks the whole
+    "verify": {"tasks", "clients"},  # looks at a deployment from outside, so at no room of a server
 }
 # (who, whom): what the tables do not say. process.py is where a room's own process is put together.
 BESIDES = {
@@ -85,6 +86,8 @@ PURE = {
     "server.tasks.state",
     "server.template",
     "server.values",
+    "server.verify.outside",
+    "server.verify.report",
     "server.version",
 }
 NOT_IN_PURE = {"asyncio", "httpx", "random", "redis", "secrets", "select", "socket", "subprocess", "threading", "time"}

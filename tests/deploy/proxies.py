@@ -64,7 +64,7 @@ class Proxy:
         self.inner_url = f"http://127.0.0.1:{self.inner_port}"
         self.webs = [server.port for server in here.webs]
         self._process: subprocess.Popen[bytes] | None = None
-        self._write_certificate()
+        certificate(self.folder, NAME)
 
     def command(self, changes: Mapping[str, str]) -> list[str]:
         """Write the configuration, with `changes` of the test's own, and say how it is run."""
@@ -103,26 +103,31 @@ class Proxy:
         auth = None if password is None else (USER, password)
         return httpx.AsyncClient(base_url=ORIGIN, transport=transport, auth=auth, timeout=30, **options)
 
-    def _write_certificate(self) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-        now = dt.datetime.now(dt.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(minutes=5))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME)]), critical=False)
-            .sign(key, hashes.SHA256())
-        )
-        pem = serialization.Encoding.PEM
-        (self.folder / "tls.crt").write_bytes(certificate.public_bytes(pem))
-        (self.folder / "tls.key").write_bytes(
-            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        )
+
+def certificate(folder: Path, name: str) -> ssl.SSLContext:
+    """For a server of that name; the files are tls.crt, which is its own authority, and tls.key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(minutes=5))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "tls.crt").write_bytes(made.public_bytes(pem))
+    (folder / "tls.key").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "tls.crt", folder / "tls.key")
+    return context
 
 
 class _Pinned(httpx.AsyncHTTPTransport):
