@@ -165,7 +165,7 @@ def chaos(faults: int, seed: int | None, minutes: float | None, tasks: int, foll
 @main.command()
 @click.argument("url")
 @click.option("--tasks", type=click.IntRange(1, 20), default=5, show_default=True)
-@click.option("--seconds", type=click.FloatRange(1, 3_600), default=120.0, show_default=True, help="How long they may take.")
+@click.option("--seconds", type=click.FloatRange(1, 3_600), default=120.0, show_default=True, help="For all of it.")
 @click.option("--token", envvar="TASKBEAM_TOKEN", show_envvar=True, help="Sent as Authorization: Bearer.")
 @click.option("--user", envvar="TASKBEAM_USER", show_envvar=True, help="NAME:PASSWORD, where a proxy asks for one.")
 @click.option("--prompt", default="a red fox under the moon", show_default=True)
