@@ -6,6 +6,7 @@ alter role postgres set search_path to "$user", public, extensions;
 
 create schema extensions;
 create publication supabase_realtime;
+alter publication supabase_realtime owner to postgres;
 
 create role anon nologin inherit;
 create role authenticated nologin inherit;

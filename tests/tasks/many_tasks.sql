@@ -22,6 +22,8 @@ insert into public.task_events (task_id, version, user_id, owner_seq, status_ver
 insert into taskbeam.dispatches (task_id, attempt, next_at, created_at, tries, sent_at)
   select task_id, 1, created_at, created_at, 1, case when status <> 'pending' then created_at end from public.image_generations;
 update public.image_generations set updated_at = created_at;
+insert into public.task_deliveries (task_id, user_id, at, attempt, delivery, kind, outcome)
+  select task_id, user_id, created_at, 1, 1, 'callback', 'applied' from public.image_generations;
 insert into taskbeam.deletions (task_id, user_id, at) select 'gone_' || n, gen_random_uuid(), now() - n * interval '1 second'
   from generate_series(1, 20000) n;
 insert into taskbeam.callbacks_seen (jti, seen_at) select 'jti_' || n, now() - n * interval '31 ms' from generate_series(1, 20000) n;

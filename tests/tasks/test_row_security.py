@@ -1,4 +1,4 @@
-"""One user never sees another's task, and no connection remembers whom it served."""
+"""One user never sees another's task, and no connection remembers whom it served. Roles: test_rights.py."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -50,54 +50,6 @@ async def test_a_user_cannot_make_a_task_of_another(store: TaskStore, owner: Con
         await store.create(NOBODY, user.id, "a boat", b"{}")
     assert await owner.fetchval("select count(*) from image_generations") == 0
     assert await owner.fetchval("select count(*) from auth.users") == 0
-
-
-FORBIDDEN = [
-    "update image_generations set status = 'completed', result = 'x'",
-    "delete from image_generations",
-    "truncate image_generations cascade",
-    "insert into image_generations (task_id, user_id, prompt, result) values ('t', auth.uid(), 'x', 'y')",
-    "insert into image_generations (task_id, user_id, prompt, version) values ('t', auth.uid(), 'x', 7)",
-    "insert into image_generations (task_id, user_id, prompt, status) values ('t', auth.uid(), 'x', 'processing')",
-    "insert into task_events select * from task_events",
-    "update task_events set version = 9",
-    "delete from task_events",
-    "insert into task_deliveries select * from task_deliveries",
-    "update task_deliveries set outcome = 'applied'",
-    "delete from task_deliveries",
-    "update taskbeam.owners set seq = 0",
-    "select * from taskbeam.dispatches",
-    "select * from taskbeam.secrets",
-    "select * from taskbeam.callbacks_seen",
-    "select * from taskbeam.migrations",
-    "select * from dispatcher.messages",
-    "select * from auth.users",
-    "select taskbeam.act_as('{}')",
-    "create table public.mine (n int)",
-]
-
-
-async def test_what_a_browsers_session_may_not(
-    store: TaskStore, pool: Pool, user: User, subtests: pytest.Subtests
-) -> None:
-    await store.create(user.claims, user.id, "a boat", b"{}")
-    for statement in FORBIDDEN:
-        with subtests.test(statement), pytest.raises(asyncpg.InsufficientPrivilegeError):
-            async with acting_as(pool, user.claims) as connection:
-                await connection.execute(statement)
-
-
-async def test_anon_may_nothing(store: TaskStore, owner: Connection, user: User) -> None:
-    await store.create(user.claims, user.id, "a boat", b"{}")
-    await owner.execute("set role anon")
-    for statement in ("select * from image_generations", "select * from task_events", "select * from taskbeam.changes"):
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await owner.execute(statement)
-    assert not await owner.fetchval(
-        """select bool_or(has_table_privilege('anon', c.oid, p)) from pg_class c, pg_namespace n,
-             unnest(array['select', 'insert', 'update', 'delete', 'truncate', 'references', 'trigger']) p
-            where n.oid = relnamespace and nspname in ('public', 'taskbeam', 'dispatcher') and relkind in ('r', 'v')"""
-    )
 
 
 async def test_a_generous_policy_of_others_opens_nothing(
@@ -206,14 +158,6 @@ async def test_the_login_role_is_nobody_in_particular(pool: Pool) -> None:
     ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await pool.execute(forbidden)
-
-
-async def test_the_login_role_alone_sees_nothing(pool: Pool, store: TaskStore, user: User) -> None:
-    await store.create(user.claims, user.id, "a boat", b"{}")
-    async with pool.acquire() as connection, connection.transaction():
-        await connection.execute("set local role none")
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.fetch("select * from public.image_generations")
 
 
 async def test_claims_that_name_no_user_see_nothing(store: TaskStore, reader: TaskReader, user: User) -> None:
