@@ -11,13 +11,16 @@ alter default privileges for role postgres in schema public
   revoke select, insert, update, delete on tables from anon, authenticated, service_role;
 """
 
-# Somebody has opened all that `postgres` will ever make, in every schema, and event triggers see to the rest: one
-# grants what was just made, as those for GraphQL do, and one turns on row level security in `public`.
-GENEROUS = """
+# Somebody has opened all that `postgres` will ever make, in every schema; on plain Postgres, too.
+GENEROUS_DEFAULTS = """
 alter default privileges for role postgres grant all on tables to public, anon, authenticated, service_role;
 alter default privileges for role postgres grant all on sequences to public, anon, authenticated, service_role;
 alter default privileges for role postgres grant all on functions to public, anon, authenticated, service_role;
 alter default privileges for role postgres grant all on schemas to public, anon, authenticated, service_role;
+"""
+# And an event trigger sees to the rest: it grants what was just made, as those for GraphQL do, and turns on row level
+# security in `public`.
+HANDS_OUT = """
 create function extensions.hand_out() returns event_trigger language plpgsql as $$
 declare made record;
 begin
@@ -35,6 +38,7 @@ end $$;
 create event trigger hand_out on ddl_command_end when tag in ('CREATE TABLE', 'CREATE VIEW', 'CREATE FUNCTION')
   execute function extensions.hand_out();
 """
+GENEROUS = GENEROUS_DEFAULTS + HANDS_OUT
 
 # Realtime was turned on for everything, and pg_cron is there.
 PUBLISHED = """

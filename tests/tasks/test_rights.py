@@ -3,8 +3,11 @@
 import asyncpg
 import pytest
 
+from server.migrate import migrate
 from server.tasks.store import TaskStore
 from tests.conftest import Connection
+from tests.deployment import Database
+from tests.shapes import GENEROUS_DEFAULTS
 from tests.tasks.conftest import User
 from tests.tasks.rights import WRITTEN, differences
 
@@ -13,6 +16,14 @@ LOGIN = "taskbeam"
 
 async def test_each_role_may_what_is_written_and_no_more(owner: Connection) -> None:
     assert await differences(owner, LOGIN, []) == []
+
+
+async def test_also_where_all_that_is_made_is_everyones(empty_database: Database) -> None:
+    admin = await asyncpg.connect(empty_database.owner_url)
+    await admin.execute(GENEROUS_DEFAULTS)
+    await migrate(empty_database.owner_url)
+    assert await differences(admin, LOGIN, []) == []
+    await admin.close()
 
 
 async def test_what_is_too_wide_or_not_written_down_is_found(owner: Connection) -> None:
