@@ -158,7 +158,7 @@ class Web:
                 outbox.run(),
                 reconciler.run(),
                 Upkeep(expiry, reader, pace, retention, metrics).run(),
-                listen(settings.database_url or "", NOTICE_CHANNEL, tick.noticed),
+                listen(settings.direct_url or "", NOTICE_CHANNEL, tick.noticed),
                 metrics.watch_loop(),
             )
         ]

@@ -99,13 +99,16 @@ def _run(process: Callable[[Settings, int | None], None], fd: int | None) -> Non
 
 @main.command()
 def migrate() -> None:
-    """Bring the database at DATABASE_URL up to date; safe to run from many places at once."""
+    """Bring the database up to date; safe to run from many places at once.
+
+    It is the one at DATABASE_URL, or at DATABASE_DIRECT_URL where that is set.
+    """
     import asyncpg
 
     from server import migrate as migration
     from server.db import explain
 
-    url = _settings().database_url
+    url = _settings().direct_url
     if url is None:
         _refuse(InvalidSettings(["DATABASE_URL is not set"]))
     try:

@@ -3,6 +3,9 @@
 Every connection works as `service_role` (callbacks, outbox, clean-up). What a browser asks for runs inside
 `acting_as(claims)`: as `authenticated` with the caller's claims, for one transaction, so that row level
 security decides what is visible and nothing leaks to the connection's next borrower.
+
+What a connection begins with (SESSION) is told at its start. A transaction pooler refuses or forgets that, so there
+the login role brings it along (docs/deploy/login.sql), and nothing else may last longer than a transaction.
 """
 
 import asyncio
@@ -17,6 +20,7 @@ import asyncpg
 import asyncpg.pool
 import structlog
 
+from server.database_url import for_driver
 from server.settings import Settings
 
 log = structlog.get_logger()
@@ -34,11 +38,27 @@ CLOSE_SECONDS_MAX = 1.0
 LISTEN_RETRY_SECONDS = 2.0
 LISTEN_CHECK_SECONDS = 5.0
 
+# What every connection of a pool begins with.
+SESSION = {
+    "role": "service_role",
+    "timezone": "UTC",
+    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+    "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
+    "jit": "off",  # every statement here is short
+    # and wants a few rows in the order of an index. Under row level security Postgres guesses the rows of an
+    # average user; for one with many it would fetch and sort them all.
+    "enable_bitmapscan": "off",
+}
+# What a transaction pooler takes from a client and holds to. The rest it refuses, or drops without a word.
+POOLER_TAKES = ("timezone",)
+STATEMENTS_CACHED = 100
+
 # What a route may answer with 503 and a follower may wait out: Postgres is away, restarting or full.
 UNAVAILABLE: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
-    asyncpg.PostgresConnectionError,
+    asyncpg.PostgresConnectionError,  # PgBouncer's own too, such as "server conn crashed?" and "query_wait_timeout"
+    asyncpg.InternalServerError,  # Supabase's pooler says so when it has lost the database, or has no connection left
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection cut while the pool takes it back
     asyncpg.CannotConnectNowError,
@@ -106,31 +126,29 @@ async def open_pool(
 
     Raises what asyncpg raises when the server cannot be reached.
     """
+    pooled = settings.pooled
+    session = {name: value for name, value in SESSION.items() if name in POOLER_TAKES} if pooled else SESSION
     pool = _Pool(
-        settings.database_url,
+        for_driver(settings.database_url or ""),
         min_size=1,
         max_size=size or settings.database_connections,
         max_queries=50_000,
         max_inactive_connection_lifetime=300.0,
+        reset=_leave if pooled else None,
         loop=None,
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
         command_timeout=STATEMENT_TIMEOUT_MS / 1000 + 2,
         timeout=ACQUIRE_TIMEOUT_SECONDS,
-        server_settings={
-            "application_name": f"taskbeam {application}",
-            "role": "service_role",
-            "timezone": "UTC",
-            "statement_timeout": str(STATEMENT_TIMEOUT_MS),
-            "idle_in_transaction_session_timeout": str(STATEMENT_TIMEOUT_MS),
-            "jit": "off",  # every statement here is short
-            # and wants a few rows in the order of an index. Under row level security Postgres guesses the rows of an
-            # average user; for one with many it would fetch and sort them all.
-            "enable_bitmapscan": "off",
-        },
+        statement_cache_size=0 if pooled else STATEMENTS_CACHED,
+        server_settings={"application_name": f"taskbeam {application}", **session},
     )
     pool.waited = waited
     return await pool
+
+
+async def _leave(_: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Between two borrowers: behind a pooler there is no session to be cleaned, and it would be another's."""
 
 
 class DatabaseNotReady(Exception):
@@ -149,13 +167,14 @@ async def wait_until_ready(settings: Settings, probe: str) -> None:
         try:
             pool = await open_pool(settings, application="start", size=1)
             try:
+                await _check_session(pool, settings)
                 await pool.execute(probe)
                 return
             finally:
                 await close_pool(pool)
         except DATABASE_ERRORS as error:
             reason = explain(error, settings.database_url or "")
-            if isinstance(error, HOPELESS) or time.monotonic() > deadline:
+            if isinstance(error, HOPELESS) or _is_unknown_pooler(error) or time.monotonic() > deadline:
                 raise DatabaseNotReady(reason) from error
             if reason != said:
                 log.warning("waiting_for_postgres", reason=reason)
@@ -163,10 +182,38 @@ async def wait_until_ready(settings: Settings, probe: str) -> None:
             await asyncio.sleep(0.25)
 
 
+async def _check_session(pool: Pool, settings: Settings) -> None:
+    """A pooler may have dropped what we told it, and the login role may not bring it along. Raises DatabaseNotReady."""
+    unlike = await pool.fetch(
+        """select w.name, coalesce(s.setting, current_setting(w.name)) as found
+             from unnest($1::text[], $2::text[]) w (name, value) left join pg_settings s on lower(s.name) = w.name
+            where coalesce(s.setting, current_setting(w.name)) is distinct from w.value""",
+        list(SESSION),
+        list(SESSION.values()),
+    )
+    if unlike:
+        found = ", ".join(f"{row['name']} is {row['found']} and not {SESSION[row['name']]}" for row in unlike)
+        raise DatabaseNotReady(
+            f"a connection to {_place(settings.database_url or '')} does not begin as it must: {found}. "
+            "Run docs/deploy/login.sql as the owner, log in as the role it makes, and have the pooler connect anew"
+        )
+
+
+def _is_unknown_pooler(error: BaseException) -> bool:
+    """PgBouncer at a port that does not tell."""
+    return isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error)
+
+
+def _place(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.hostname or 'a local socket'}" + (f":{parts.port}" if parts.port else "")
+
+
 def explain(error: BaseException, url: str) -> str:
     """What is wrong with the database at `url`, in one line for a person; nothing secret of the URL is in it."""
-    parts = urlsplit(url)
-    where = f"{parts.hostname or 'a local socket'}" + (f":{parts.port}" if parts.port else "")
+    where = _place(url)
+    if _is_unknown_pooler(error):
+        return f"{where} is a pooler: set DATABASE_POOLER=transaction, and DATABASE_DIRECT_URL to the database itself"
     if isinstance(error, UNMIGRATED):
         return f"the database at {where} has no tables of Taskbeam's, or older ones: run `taskbeam migrate`"
     if isinstance(error, asyncpg.PostgresError):
@@ -188,8 +235,9 @@ async def close_pool(pool: Pool) -> None:
 async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
     """Call `heard(payload)` for every notice on the channel, and with "" after each new connection; for ever.
 
-    A connection of its own, since LISTEN belongs to a session. Notices are hints: whoever needs them polls too.
-    LISTEN is repeated now and then, because a half-open connection is as quiet as one without notices.
+    A connection of its own, past any transaction pooler, since LISTEN belongs to a session. Notices are hints:
+    whoever needs them polls too. LISTEN is repeated now and then, because a half-open connection is as quiet as one
+    without notices.
     """
     while True:
         lost = asyncio.Event()

@@ -26,15 +26,19 @@ class MigrationRefused(Exception):
 async def migrate(url: str, folder: Path = SQL_FOLDER) -> list[str]:
     """Bring the database at `url` up to date and return the names of the files applied now, in order.
 
-    `url` must belong to the role that owns the tables (on Supabase `postgres`, over the direct connection).
+    `url` must belong to the role that owns the tables (on Supabase `postgres`), and must not be
+    a transaction pooler's: the lock belongs to a session.
     Raises MigrationRefused for an applied file that was changed or is gone and for a new one that comes too late,
     and asyncpg's errors with a note that names the file.
     """
     files = _read(folder)
-    # A role's own statement_timeout is for requests; filling the log of a large older table may take longer.
-    limits = {"lock_timeout": LOCK_TIMEOUT, "statement_timeout": "0"}
-    connection = await asyncpg.connect(url, timeout=10, server_settings=limits)
+    connection = await asyncpg.connect(url, timeout=10)
     try:
+        # A role's own statement_timeout is for requests; filling the log of a large older table may take longer.
+        # Not as parameters of the connection: a session pooler would refuse or drop them.
+        await connection.execute(
+            "select set_config('lock_timeout', $1, false), set_config('statement_timeout', '0', false)", LOCK_TIMEOUT
+        )
         await connection.execute("select pg_advisory_lock($1)", LOCK_KEY)
         return await _apply(connection, files)
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from server import contradictions, values
+from server import database_url as database
 from server.generators import PROVIDERS, Generator, Provider, parse_generators, parse_headers, parse_url
 from server.template import Template, parse_template
 
@@ -53,6 +54,19 @@ class Settings:
         values.url("postgres", "postgresql"),
         "Postgres 15 or newer, or Supabase. Unset: `up` runs a private one.",
         secret=True,
+    )
+    database_direct_url: str | None = _setting(
+        "DATABASE_DIRECT_URL",
+        None,
+        values.url("postgres", "postgresql"),
+        "The same database past a transaction pooler, for notices and migrations. Unset: DATABASE_URL is direct.",
+        secret=True,
+    )
+    database_pooler: database.Pooler = _setting(
+        "DATABASE_POOLER",
+        "auto",
+        values.choice("auto", "transaction", "none"),
+        "Whether DATABASE_URL is a transaction pooler's. auto: by its port 6543 or ?pgbouncer=true.",
     )
     database_connections: int = _setting(
         "DATABASE_CONNECTIONS", 10, values.integer(2, 200), "Connections a process opens to Postgres at most."
@@ -286,6 +300,10 @@ class Settings:
                 problems.append(f"{name} {error}{shown}")
         settings = cls(**values)
         problems += contradictions.of_settings(settings)
+        if not any(problem.startswith("DATABASE_") for problem in problems):
+            problems += database.contradictions(
+                settings.database_url, settings.database_direct_url, settings.database_pooler
+            )
         # What fits together can be told when each is right by itself.
         if not any(problem.startswith(("GENERATOR", "WEBHOOK_")) for problem in problems):
             problems += contradictions.of_generators(settings)
@@ -294,6 +312,17 @@ class Settings:
         if problems:
             raise InvalidSettings(problems)
         return settings
+
+    @property
+    def pooled(self) -> bool:
+        """Whether DATABASE_URL leads through a transaction pooler."""
+        return self.database_url is not None and database.is_pooled(self.database_url, self.database_pooler)
+
+    @property
+    def direct_url(self) -> str | None:
+        """Where notices are heard and migrations run: a connection of their own to the database."""
+        url = self.database_direct_url or self.database_url
+        return url and database.for_driver(url)
 
     @property
     def callback_base(self) -> str:

@@ -154,12 +154,13 @@ class Supervisor:
     async def _prepare_database(self) -> None:
         try:
             if self._postgres is None:
-                await migrate(self._settings.database_url or "")
+                await migrate(self._settings.direct_url or "")
             else:
                 await self._create_database(self._postgres)
         except DATABASE_FAILURES as error:
-            whose = "DATABASE_URL" if self._postgres is None else self._postgres.name
-            raise CannotStart(f"{whose}: {explain(error, self._settings.database_url or '')}") from error
+            ours = "DATABASE_URL" if self._settings.database_direct_url is None else "DATABASE_DIRECT_URL"
+            whose = ours if self._postgres is None else self._postgres.name
+            raise CannotStart(f"{whose}: {explain(error, self._settings.direct_url or '')}") from error
 
     async def _create_database(self, postgres: EmbeddedPostgres) -> None:
         await postgres.ready()
@@ -175,7 +176,7 @@ class Supervisor:
         self._env["DATABASE_URL"] = postgres.url(DATABASE, LOGIN_ROLE)
 
     async def _as_owner(self, work: Callable[["asyncpg.Connection[asyncpg.Record]"], Awaitable[T]]) -> T:
-        url = self._settings.database_url if self._postgres is None else self._postgres.url(DATABASE)
+        url = self._settings.direct_url if self._postgres is None else self._postgres.url(DATABASE)
         connection = await asyncpg.connect(url, timeout=5)
         try:
             return await work(connection)

@@ -57,6 +57,7 @@ PURE = {
     "server.chaos.recovery",
     "server.chaos.schedule",
     "server.clients.views",
+    "server.database_url",
     "server.dispatch.job",
     "server.dispatch.message",
     "server.dispatch.news",

@@ -22,6 +22,8 @@ GOOD = {
     "PUBLIC_URL": "https://app.test",
     "CALLBACK_URL": "http://10.0.0.1:8000",
     "DATABASE_URL": "postgres://u:hunter2@db.test/x",
+    "DATABASE_DIRECT_URL": "postgres://u:hunter2@direct.test/x",
+    "DATABASE_POOLER": "transaction",
     "DATABASE_CONNECTIONS": "20",
     "REDIS_URL": "redis://:hunter2@redis.test",
     "REDIS_PREFIX": "staging:",
@@ -77,6 +79,8 @@ BAD = {
     ],
     "CALLBACK_URL": ["app.test", "https://h/?q"],
     "DATABASE_URL": ["mysql://db.test", "db.test", "postgres://h:x"],
+    "DATABASE_DIRECT_URL": ["http://direct.test", "direct.test"],
+    "DATABASE_POOLER": ["session", "Transaction"],
     "DATABASE_CONNECTIONS": ["1", "201", "many"],
     "TASKS_KEPT_DAYS": ["0", "-1", "36501", "never", "1d"],
     "REDIS_URL": ["http://redis.test", "redis.test"],
@@ -167,7 +171,7 @@ def test_each_has_a_variable_and_an_explanation(field: "dataclasses.Field[object
     assert field.metadata["doc"].endswith("."), "a sentence"
     assert callable(field.metadata["parse"])
     assert field.repr is not field.metadata["secret"]
-    looks_secret = re.search(r"token|key|password|secret|database_url|redis_url|body|headers|generators", field.name)
+    looks_secret = re.search(r"token|key|password|secret|database.*_url|redis_url|body|headers|generators", field.name)
     published = field.name in ("webhook_keys_fal", "auth_jwks_url")
     assert field.metadata["secret"] == (bool(looks_secret) and not published)
 

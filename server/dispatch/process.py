@@ -87,7 +87,7 @@ class Dispatcher:
             loops = [
                 asyncio.create_task(run)
                 for run in (
-                    listen(settings.database_url or "", "dispatcher", lambda _: engine.poke()),
+                    listen(settings.direct_url or "", "dispatcher", lambda _: engine.poke()),
                     engine.run(),
                     metrics.watch_loop(),
                 )

