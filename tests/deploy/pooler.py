@@ -1,4 +1,4 @@
-"""The real PgBouncer before a Postgres of the tests, in transaction mode, as an unprivileged user on loopback."""
+"""The real PgBouncer before a Postgres of the tests, as an unprivileged user on loopback."""
 
 import shutil
 import signal
@@ -24,7 +24,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = trust
 auth_file = {users}
-pool_mode = transaction
+pool_mode = {mode}
 default_pool_size = {size}
 max_client_conn = 500
 query_wait_timeout = {wait_seconds}
@@ -37,7 +37,14 @@ class PgBouncer:
     """For these users `size` connections of Postgres's each, for which a client waits `wait_seconds` at most."""
 
     def __init__(
-        self, postgres: EmbeddedPostgres, folder: Path, users: Sequence[str], *, size: int, wait_seconds: int = 5
+        self,
+        postgres: EmbeddedPostgres,
+        folder: Path,
+        users: Sequence[str],
+        *,
+        mode: str = "transaction",
+        size: int = 1,
+        wait_seconds: int = 5,
     ) -> None:
         folder.mkdir(parents=True)
         folder.chmod(0o755)
@@ -48,7 +55,9 @@ class PgBouncer:
         listed.write_text("".join(f'"{name}" ""\n' for name in users))
         (sockets,) = parse_qs(urlsplit(postgres.url("postgres")).query)["host"]
         self._configuration.write_text(
-            CONFIGURATION.format(sockets=sockets, port=self.port, users=listed, size=size, wait_seconds=wait_seconds)
+            CONFIGURATION.format(
+                sockets=sockets, port=self.port, users=listed, mode=mode, size=size, wait_seconds=wait_seconds
+            )
         )
         self._process: subprocess.Popen[bytes] | None = None
 

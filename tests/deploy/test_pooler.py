@@ -4,12 +4,25 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
+from click.testing import CliRunner
 
 from server.app import PROBE
-from server.db import SESSION, UNAVAILABLE, DatabaseNotReady, Pool, acting_as, close_pool, open_pool, wait_until_ready
+from server.cli import main
+from server.db import (
+    SESSION,
+    UNAVAILABLE,
+    DatabaseNotReady,
+    Pool,
+    acting_as,
+    close_pool,
+    listen,
+    open_pool,
+    wait_until_ready,
+)
 from server.embedded.postgres import EmbeddedPostgres
 from server.embedded.redis import EmbeddedRedis
 from server.migrate import migrate
@@ -46,10 +59,8 @@ async def role(owner: Connection, database: Database, tmp_path: Path) -> AsyncIt
 def pooler(folder: Path) -> Iterator[Pooler]:
     started: list[PgBouncer] = []
 
-    def start(postgres: EmbeddedPostgres, *users: str, **options: int) -> PgBouncer:
-        one = PgBouncer(
-            postgres, folder / f"pooler-{secrets.token_hex(4)}", users, size=options.pop("size", 1), **options
-        )
+    def start(postgres: EmbeddedPostgres, *users: str, **options: Any) -> PgBouncer:
+        one = PgBouncer(postgres, folder / f"pooler-{secrets.token_hex(4)}", users, **options)
         started.append(one)
         one.start()
         return one
@@ -150,6 +161,28 @@ async def test_a_login_that_brings_nothing_along_is_refused(
             await wait_until_ready(Settings.from_env({"DATABASE_URL": url}), PROBE)
     finally:
         await owner.execute(f"drop role {name}")
+
+
+async def test_a_session_pooler_takes_migrations_and_notices(
+    pooler: Pooler, postgres: EmbeddedPostgres, empty_database: Database
+) -> None:
+    """It refuses parameters of a connection just the same."""
+    url = pooler(postgres, "postgres", mode="session", size=2).url(empty_database.name, "postgres")
+    env = {"DATABASE_URL": "postgres://127.0.0.1:9/nowhere?pgbouncer=true", "DATABASE_DIRECT_URL": url}
+    done = await asyncio.to_thread(CliRunner().invoke, main, ["migrate"], env=env)
+    assert (done.exit_code, done.output.partition(",")[0]) == (0, "applied 000_ground.sql"), done.output
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    listening = asyncio.create_task(listen(url, "here", heard.put_nowait))
+    try:
+        async with asyncio.timeout(5):
+            assert await heard.get() == ""
+            connection = await asyncpg.connect(empty_database.owner_url)
+            await connection.execute("notify here, 'one'")
+            await connection.close()
+            assert await heard.get() == "one"
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
 
 
 async def follow(here: Deployment, task_id: str, web: int) -> list[Event]:
