@@ -134,7 +134,7 @@ async def open_pool(
         max_size=size or settings.database_connections,
         max_queries=50_000,
         max_inactive_connection_lifetime=300.0,
-        reset=_leave if pooled else None,
+        reset=_leave,
         loop=None,
         connection_class=asyncpg.Connection,
         record_class=asyncpg.Record,
@@ -148,7 +148,10 @@ async def open_pool(
 
 
 async def _leave(_: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Between two borrowers: behind a pooler there is no session to be cleaned, and it would be another's."""
+    """Between two borrowers nothing is to be cleaned, and a round trip is saved: we change nothing of a session.
+
+    asyncpg itself ends a transaction that was left open. Behind a pooler what its own reset cleans would be another's.
+    """
 
 
 class DatabaseNotReady(Exception):
@@ -263,12 +266,31 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
 async def acting_as(pool: Pool, claims: str, *, isolation: Isolation | None = None) -> AsyncIterator[Connection]:
     """A transaction as `authenticated` with these claims (a JSON object as text); rolled back on an error.
 
-    Raises TimeoutError when all of it takes longer than one statement may.
+    Its beginning is one round trip, its end another. Raises TimeoutError when all of it takes longer than one statement
+    may.
     """
+    begin = "begin" if isolation is None else "begin isolation level repeatable read"
     async with (
         pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
         asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
-        connection.transaction(isolation=isolation),
     ):
-        await connection.execute("select taskbeam.act_as($1)", claims)
-        yield connection
+        try:
+            await connection.execute(f"{begin}; select taskbeam.act_as({literal(claims)})")
+            yield connection
+        except BaseException:
+            # Where that fails too the pool ends the transaction, or the connection has ended already.
+            with contextlib.suppress(*DATABASE_ERRORS):
+                await connection.execute("rollback")
+            raise
+        await connection.execute("commit")
+
+
+def literal(text: str) -> str:
+    """As a string constant of SQL, for a message of several statements, which takes no parameters.
+
+    Escaped, so that it means the same whatever standard_conforming_strings is. Raises ValueError for NUL.
+    """
+    if "\0" in text:
+        raise ValueError("NUL is no character of Postgres")
+    escaped = text.replace("\\", "\\\\").replace("'", "''")
+    return f"E'{escaped}'"
