@@ -14,7 +14,7 @@ const NOTHING = { taskId: /** @type {?string} */ (null), task: null, state: null
  * @param {import('./types.js').Access & {follow?: typeof follow}} [options]
  * @returns {{task: ?import('./types.js').Snapshot, state: ?import('./types.js').State, error: ?Error}}
  */
-export function useTask(taskId, { follow: begin = follow, baseUrl, getToken } = {}) {
+export function useTask(taskId, { follow: given, baseUrl, getToken } = {}) {
   const [known, setKnown] = useState(NOTHING);
   const token = useRef(getToken);
   const hasToken = getToken !== undefined;
@@ -26,7 +26,8 @@ export function useTask(taskId, { follow: begin = follow, baseUrl, getToken } = 
     let mounted = true;
     const put = (change) =>
       mounted && setKnown((old) => ({ ...(old.taskId === taskId ? old : NOTHING), taskId, ...change }));
-    const handle = begin(taskId, {
+    // Not as a default above: a minifier may put the function itself there, and it is then another at each render.
+    const handle = (given ?? follow)(taskId, {
       ...(baseUrl !== undefined && { baseUrl }),
       ...(hasToken && { getToken: () => token.current() }),
       onUpdate: (task) => put({ task }),
@@ -37,7 +38,7 @@ export function useTask(taskId, { follow: begin = follow, baseUrl, getToken } = 
       mounted = false;
       handle.close();
     };
-  }, [taskId, begin, baseUrl, hasToken]);
+  }, [taskId, given, baseUrl, hasToken]);
   const { task, state, error } = known.taskId === taskId ? known : NOTHING;
   return { task, state, error };
 }
