@@ -19,6 +19,7 @@ VARIABLES = {field.metadata["env"] for field in dataclasses.fields(Settings)}
 # What a reader's shell, another program or our own `run` knows.
 FOREIGN = {
     "TASKBEAM_ENV",
+    "TASKBEAM_URL",
     "PROGRESS_URL",
     "PROGRESS_TOKEN",
     "LOGIN_PASSWORD",
