@@ -13,7 +13,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -28,7 +28,6 @@ log = structlog.get_logger()
 # Generic for the type checker only: asyncpg's classes cannot be subscripted when they run.
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
-Isolation: TypeAlias = Literal["repeatable_read"]  # several reads of one picture
 
 # A write of ours holds the lock of its owner: nobody of the same owner waits longer than this.
 STATEMENT_TIMEOUT_MS = 3_000
@@ -263,19 +262,18 @@ async def listen(url: str, channel: str, heard: Callable[[str], None]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def acting_as(pool: Pool, claims: str, *, isolation: Isolation | None = None) -> AsyncIterator[Connection]:
+async def acting_as(pool: Pool, claims: str) -> AsyncIterator[Connection]:
     """A transaction as `authenticated` with these claims (a JSON object as text); rolled back on an error.
 
     Its beginning is one round trip, its end another. Raises TimeoutError when all of it takes longer than one statement
     may.
     """
-    begin = "begin" if isolation is None else "begin isolation level repeatable read"
     async with (
         pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
         asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
     ):
         try:
-            await connection.execute(f"{begin}; select taskbeam.act_as({literal(claims)})")
+            await connection.execute(f"begin; select taskbeam.act_as({literal(claims)})")
             yield connection
         except BaseException:
             # Where that fails too the pool ends the transaction, or the connection has ended already.

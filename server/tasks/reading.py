@@ -19,10 +19,10 @@ from server.db import Pool, acting_as
 from server.tasks import snapshot
 from server.tasks.histories import Histories, History
 from server.tasks.ledger import LedgerEntry
+from server.tasks.overviews import Overview, Overviews
 from server.tasks.snapshot import TaskChange
 
 HISTORY_CHUNK = 200
-SNAPSHOT_TASKS_MAX = 100
 DELIVERIES_SHOWN_MAX = 1_000
 
 
@@ -47,14 +47,6 @@ class Gone(NamedTuple):
     end: TaskChange | None
 
 
-class Overview(NamedTuple):
-    """Tasks as they were at the owner's event number `seq`, oldest first; up to `trimmed` the log may have gaps."""
-
-    seq: int
-    trimmed: int
-    tasks: list[TaskChange]
-
-
 class TaskReader:
     """All reads of tasks. `claims` is the caller's verified claims as JSON text: RLS decides what they see."""
 
@@ -62,6 +54,7 @@ class TaskReader:
         self._pool = pool
         self._public_url = public_url
         self._histories = Histories(pool, public_url=public_url)
+        self._overviews = Overviews(pool, public_url=public_url)
 
     def _changes(self, rows: Sequence[asyncpg.Record]) -> list[TaskChange]:
         return [snapshot.from_row(row, self._public_url) for row in rows]
@@ -95,34 +88,7 @@ class TaskReader:
 
     async def overview(self, claims: str, user_id: str, task_ids: Sequence[str] | None) -> Overview:
         """One consistent picture of the tasks named, or (None) of the open and newest, SNAPSHOT_TASKS_MAX at most."""
-        async with acting_as(self._pool, claims, isolation="repeatable_read") as connection:
-            owner = await connection.fetchrow("select seq, trimmed from taskbeam.owners where user_id = $1", user_id)
-            if task_ids is None:
-                task_ids = await connection.fetchval(
-                    """select array_agg(task_id) from (
-                         select task_id from (
-                           (select task_id, created_at, true as open from public.image_generations
-                             where user_id = $1 and status in ('pending', 'processing')
-                             order by created_at desc, task_id desc limit $2)
-                           union all
-                           (select task_id, created_at, false from public.image_generations where user_id = $1
-                             order by created_at desc, task_id desc limit $2)) either
-                          group by task_id order by bool_or(open) desc, max(created_at) desc, task_id desc
-                          limit $2) chosen""",
-                    user_id,
-                    SNAPSHOT_TASKS_MAX,
-                )
-            rows = await connection.fetch(
-                """select c.* from unnest($1::text[]) chosen (task_id)
-                     cross join lateral (
-                       select version from public.image_generations where task_id = chosen.task_id limit 1) t
-                     cross join lateral (
-                       select * from taskbeam.changes where (task_id, version) = (chosen.task_id, t.version) limit 1) c
-                    order by c.created_at, c.task_id""",
-                task_ids or [],
-            )
-        seq, trimmed = owner or (0, 0)
-        return Overview(seq, trimmed, self._changes(rows))
+        return await self._overviews.read(claims, user_id, task_ids)
 
     async def page(
         self, claims: str, user_id: str, *, limit: int, cursor: str | None, status: str | None

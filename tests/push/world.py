@@ -15,7 +15,8 @@ from server.push.bus import RedisBus
 from server.push.follow import Follower, Following
 from server.push.publisher import decode, encode
 from server.tasks.histories import History
-from server.tasks.reading import HISTORY_CHUNK, Overview, TaskReader
+from server.tasks.overviews import Overview
+from server.tasks.reading import HISTORY_CHUNK, TaskReader
 from server.tasks.snapshot import Snapshot, TaskChange, from_body
 from server.tasks.state import Change, Complete, Fail, Report, Retry, State, advance
 

@@ -1,8 +1,10 @@
 """A user and the two halves of the tasks' room, on this test's database."""
 
+import asyncio
 import secrets
 import uuid
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import pytest
@@ -62,3 +64,36 @@ def store(pool: Pool, published: list[TaskChange]) -> TaskStore:
 @pytest.fixture
 def reader(pool: Pool) -> TaskReader:
     return TaskReader(pool, public_url="")
+
+
+class Counting:
+    """A pool that counts the calls, and takes a while over each."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.calls: list[int] = []  # how much each asked for
+
+    def acquire(self, **options: Any) -> Any:
+        pool, calls = self._pool, self.calls
+
+        class Borrowed:
+            async def __aenter__(self) -> "Borrowed":
+                self._context = pool.acquire(**options)
+                self._connection = await self._context.__aenter__()
+                self.transaction = self._connection.transaction
+                return self
+
+            async def __aexit__(self, *error: object) -> None:
+                await self._context.__aexit__(*error)
+
+            async def fetch(self, query: str, *arguments: Any) -> Any:
+                calls.append(len(arguments[0]))
+                await asyncio.sleep(0.02)
+                return await self._connection.fetch(query, *arguments)
+
+        return Borrowed()
+
+
+@pytest.fixture
+def counting(pool: Pool) -> Counting:
+    return Counting(pool)

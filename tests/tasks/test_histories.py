@@ -1,7 +1,7 @@
 """Many joins are few calls, and each pair of a caller and a task is still decided for itself."""
 
 import asyncio
-from typing import Any, cast
+from typing import cast
 
 import asyncpg
 import pytest
@@ -11,39 +11,7 @@ from server.tasks.histories import PAIRS_A_CALL_MAX, Histories
 from server.tasks.state import Complete, Report
 from server.tasks.store import TaskStore
 from tests.conftest import Connection
-from tests.tasks.conftest import User
-
-
-class Counting:
-    """A pool that counts the calls, and takes a while over each."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self.calls: list[int] = []
-
-    def acquire(self, **options: Any) -> Any:
-        pool, calls = self._pool, self.calls
-
-        class Borrowed:
-            async def __aenter__(self) -> "Borrowed":
-                self._context = pool.acquire(**options)
-                self._connection = await self._context.__aenter__()
-                return self
-
-            async def __aexit__(self, *error: object) -> None:
-                await self._context.__aexit__(*error)
-
-            async def fetch(self, query: str, *arguments: Any) -> Any:
-                calls.append(len(arguments[1]))
-                await asyncio.sleep(0.02)
-                return await self._connection.fetch(query, *arguments)
-
-        return Borrowed()
-
-
-@pytest.fixture
-def counting(pool: Pool) -> Counting:
-    return Counting(pool)
+from tests.tasks.conftest import Counting, User
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from server.db import Pool
-from server.tasks.reading import HISTORY_CHUNK, SNAPSHOT_TASKS_MAX, BadPageCursor, TaskReader
+from server.tasks.overviews import SNAPSHOT_TASKS_MAX
+from server.tasks.reading import HISTORY_CHUNK, BadPageCursor, TaskReader
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import Complete, Fail, Report
 from server.tasks.store import TaskStore
