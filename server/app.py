@@ -43,6 +43,7 @@ from server.push.follow import Following
 from server.push.hub import Hub
 from server.push.poll import Poll
 from server.push.publisher import Publisher, outlet
+from server.push.rights import Rights
 from server.push.sse import EventStreams
 from server.push.stream import Pulse
 from server.push.tick import NOTICE_CHANNEL, Tick
@@ -50,6 +51,7 @@ from server.push.ws import Sockets
 from server.results import PATH, Results
 from server.retention import Retention
 from server.settings import InvalidSettings, Settings
+from server.tasks.access import Access
 from server.tasks.backlog import read_backlog
 from server.tasks.endpoints import TaskEndpoints
 from server.tasks.expiry import Expiry
@@ -130,6 +132,7 @@ class Web:
         reconciler = Reconciler(pool, store, settle, outbox, Lookup(qstash), settings, metrics)
         expiry = Expiry(pool, store.announce)
         following = Following(hub, bus, reader)
+        rights = Rights(Access(pool), metrics)
         identify = self.identity.caller
         pulse = Pulse()
         self._router.routes.extend(
@@ -139,9 +142,9 @@ class Web:
                 tasks=TaskEndpoints(
                     identify, store, Retries(pool, store.announce), reader, pace, metrics, clear_away, generators
                 ),
-                poll=Poll(identify, following, reader, pace, metrics),
-                streams=EventStreams(identify, following, pulse, metrics),
-                sockets=Sockets(identify, following, metrics),
+                poll=Poll(identify, following, rights, reader, pace, metrics),
+                streams=EventStreams(identify, following, rights, pulse, metrics),
+                sockets=Sockets(identify, self.identity.verified, following, rights, metrics),
                 callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),
@@ -155,6 +158,7 @@ class Web:
                 publisher.run(),
                 tick.run(),
                 pulse.run(),
+                rights.run(),
                 outbox.run(),
                 reconciler.run(),
                 Upkeep(expiry, reader, pace, retention, metrics).run(),

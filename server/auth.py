@@ -34,3 +34,5 @@ LOCAL = Caller(
 
 # The caller of a request or WebSocket. Raises Unauthorized, and Unavailable where it cannot be found out now.
 Identify: TypeAlias = Callable[[HTTPConnection], Awaitable[Caller]]
+# The caller that an access token speaks for. Raises the same.
+Verify: TypeAlias = Callable[[str], Awaitable[Caller]]

@@ -61,6 +61,10 @@ class AccessTokenExpired(Unauthorized):
     code, title = "access_token_expired", "The access token has expired"
 
 
+class SessionEnded(Unauthorized):
+    code, title = "session_ended", "The user has signed out, or is no more"
+
+
 class BadSignature(Unauthorized):
     code, title = "bad_signature", "The signature does not belong to this request"
 

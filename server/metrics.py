@@ -55,6 +55,7 @@ SIGNATURE_REFUSALS = (
     "expired",
     "not_yet",
 )
+RIGHTS_ENDED = ("expired", "revoked", "session_ended")
 VERDICTS = ("apply", "end", "resend")
 
 Read: TypeAlias = Callable[[], Awaitable[Sequence[Metric]]]
@@ -184,6 +185,22 @@ class Metrics(ProcessMetrics):
             "taskbeam_sign_ins_refused_total", "Requests without a good access token.", ["reason"], registry=r
         )
         self.sign_ins_refused = {reason: refused.labels(reason) for reason in REFUSALS}
+        ended = Counter(
+            "taskbeam_access_ended_total", "Rights to follow that ended before the tasks.", ["reason"], registry=r
+        )
+        self.access_ended = {reason: ended.labels(reason) for reason in RIGHTS_ENDED}
+        self.access_checks = Counter(
+            "taskbeam_access_checks_total", "Users and tasks of followers looked at again in Postgres.", registry=r
+        )
+        self.access_check_failures = Counter(
+            "taskbeam_access_check_failures_total", "Followers that Postgres did not answer for.", registry=r
+        )
+        self.access_check_seconds = Histogram(
+            "taskbeam_access_check_seconds",
+            "How long a look at a twelfth of the followers took.",
+            registry=r,
+            buckets=WAIT_SECONDS,
+        )
         reconciled = Counter(
             "taskbeam_tasks_reconciled_total", "Tasks looked up at the provider and decided.", ["verdict"], registry=r
         )

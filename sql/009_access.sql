@@ -51,9 +51,10 @@ begin
   perform set_config('role', 'authenticated', true);
   for i in 1 .. coalesce(array_length(task_ids, 1), 0) loop
     perform set_config('request.jwt.claims', claims[i], true);
-    if not exists (select from public.image_generations t
-                    where t.task_id = task_ids[i]
-                      and exists (select from public.task_events e where (e.task_id, e.version) = (t.task_id, t.version))) then
+    perform from (select t.version from public.image_generations t where t.task_id = task_ids[i] limit 1) t
+      cross join lateral (
+        select from public.task_events e where (e.task_id, e.version) = (task_ids[i], t.version) limit 1) e;
+    if not found then
       return next i;
     end if;
   end loop;

@@ -116,7 +116,8 @@ class Server:
 class Deployment:
     """`webs` web processes, our dispatcher and the built-in generator, unless told otherwise.
 
-    `portable`: the web processes run as under any ASGI server (tests/portable.py).
+    `portable`: the web processes run as under any ASGI server (tests/portable.py); `hasty`: they look at the rights of
+    their followers all the time (tests/hasty.py).
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Deployment:
         generator: bool = True,
         env: Mapping[str, str] | None = None,
         portable: bool = False,
+        hasty: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -154,9 +156,9 @@ class Deployment:
             **(env or {}),
         }
         self.webs = [self._server(f"web{n}", "web", s) for n, s in enumerate(web_sockets)]
-        if portable:
+        if portable or hasty:
             for web in self.webs:
-                web.command = [sys.executable, "-m", "tests.portable"]
+                web.command = [sys.executable, "-m", "tests.portable" if portable else "tests.hasty"]
         # All of them take from one socket, as behind a load balancer.
         self.dispatchers = [self._server(f"dispatcher{n}", "dispatcher", dispatcher_socket) for n in range(dispatchers)]
         self.generator = self._server("generator", "generator", generator_socket) if generator else None

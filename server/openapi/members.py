@@ -109,6 +109,7 @@ MEMBERS: dict[str, dict[str, str]] = {
     },
     "Unsubscribe": {"type": "Which message this is.", "taskIds": "The tasks.", "all": "The subscription to all."},
     "Ping": {"type": "Which message this is."},
+    "Auth": {"type": "Which message this is.", "token": "The access token."},
     "Pong": {"type": "Which message this is."},
     "Sync": {
         "from": "The cursor that was asked for, 0 without one.",
@@ -125,6 +126,9 @@ MEMBERS: dict[str, dict[str, str]] = {
         "cursor": "For `after`.",
     },
     "Refused": {"type": "Which message this is.", "taskIds": "Of which tasks.", "problem": "Why."},
+    "Ending": {"expiresAt": "When the access token ends, and the stream with it."},
+    "Expiring": {"type": "Which message this is.", "expiresAt": "When the access token ends."},
+    "Authenticated": {"type": "Which message this is.", "expiresAt": "When the newer one ends; null without sign-in."},
     "Gone": {"type": "Which message this is.", "taskIds": "The tasks."},
     "Bye": {"type": "Which message this is.", "reason": "Why.", "retryMs": "When to come back, in milliseconds."},
     "ProblemDetails": {

@@ -10,8 +10,8 @@ import msgspec
 
 from server.errors import Problem
 from server.openapi.document import SCHEMAS, ProblemDetails, reference
-from server.push.wire import Bye, Gone, Pong, Refused, Subscribed, Sync
-from server.push.ws import Ping, Subscribe, Unsubscribe
+from server.push.wire import Authenticated, Bye, Ending, Expiring, Gone, Pong, Refused, Subscribed, Sync
+from server.push.ws import Auth, Ping, Subscribe, Unsubscribe
 from server.tasks.snapshot import Snapshot
 
 
@@ -35,7 +35,7 @@ class Farewell(msgspec.Struct):
     reason: str
 
 
-READ: tuple[type[msgspec.Struct], ...] = (Subscribe, Unsubscribe, Ping)
+READ: tuple[type[msgspec.Struct], ...] = (Subscribe, Unsubscribe, Ping, Auth)
 SENT: tuple[type[msgspec.Struct], ...] = (
     Sync,
     Farewell,
@@ -46,6 +46,9 @@ SENT: tuple[type[msgspec.Struct], ...] = (
     Gone,
     Pong,
     Bye,
+    Ending,
+    Expiring,
+    Authenticated,
     Snapshot,
 )
 
@@ -79,12 +82,15 @@ SCHEMAS_OF_STREAMS: dict[str, Any] = {
             _event("status", "The status or the attempt changed.", Snapshot, identified=True),
             _event("progress", "Mere progress; newer takes the place of older.", Snapshot, identified=True),
             _event("deleted", "A task of many is no more.", TaskGone),
+            _event("auth_expiring", "The access token, and the stream with it, ends in a minute or less.", Ending),
+            _event("auth_expired", "It has ended; with a newer one the stream goes on.", ProblemDetails),
             _event("bye", "The server is going.", Farewell),
             _event("refused", "What would be a 4xx or 5xx, which would close EventSource for good.", ProblemDetails),
         ],
     },
     "SocketRequest": _either(
-        "What you send over the WebSocket.", {"subscribe": Subscribe, "unsubscribe": Unsubscribe, "ping": Ping}
+        "What you send over the WebSocket.",
+        {"subscribe": Subscribe, "unsubscribe": Unsubscribe, "ping": Ping, "auth": Auth},
     ),
     "SocketMessage": _either(
         "What the server sends over the WebSocket.",
@@ -96,6 +102,8 @@ SCHEMAS_OF_STREAMS: dict[str, Any] = {
             "deleted": Gone,
             "pong": Pong,
             "bye": Bye,
+            "auth_expiring": Expiring,
+            "authenticated": Authenticated,
         },
     ),
 }

@@ -33,17 +33,21 @@ After the end of all named tasks the stream ends; asking again with that cursor 
 EventSource from coming back. A stream of all your tasks does not end. `event: bye` says that the server is going, \
 `event: refused` carries a problem in place of a status code that would close EventSource for good; both come with a \
 `retry:`. Where a task is deleted, `event: refused` ends the stream that follows it, and `event: deleted` with \
-`{"taskId"}` tells a stream of many. A comment comes every 15 seconds."""
+`{"taskId"}` tells a stream of many. With sign-in a stream ends with its access token: `event: auth_expiring` with \
+`{"expiresAt"}` comes a minute before, `event: auth_expired` with a problem at the end. A comment comes every 15 \
+seconds."""
 
 SOCKET_ABOUT = """\
 You send `{"type":"subscribe","taskIds":[…],"after":{"ID":version}}`; for all your tasks, those to come included, \
 `{"type":"subscribe","all":true,"after":"cursor"}`; `{"type":"unsubscribe","taskIds":[…]}` or `"all":true`; \
-`{"type":"ping"}`.
+`{"type":"ping"}`; with sign-in `{"type":"auth","token":"…"}`, a newer access token of the same user.
 
 The server sends `{"type":"subscribed","taskIds","sync"}` with `sync` as in the stream of events, then \
 `{"type":"status"|"progress","task","cursor"}`; `{"type":"refused","taskIds","problem"}`, which ends nothing but what \
 it names (a task that is deleted, for one); `{"type":"deleted","taskIds"}`, to those who follow all; \
-`{"type":"pong"}`; and `{"type":"bye","reason","retryMs"}` before it closes with 1012. What is not JSON \
+`{"type":"pong"}`; with sign-in `{"type":"auth_expiring","expiresAt"}` a minute before the access token ends, \
+`{"type":"authenticated","expiresAt"}` for a newer one, and at the end a `refused` that names no task, and close 1008; \
+and `{"type":"bye","reason","retryMs"}` before it closes with 1012. What is not JSON \
 closes the connection with 1007, binary with 1003, a message of more than 64 KiB with 1009. A handshake that is \
 refused is answered as any request; one that asks for no WebSocket finds nothing here."""
 

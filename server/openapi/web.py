@@ -57,8 +57,12 @@ SERVER = (
     get("/docs", "getDocs", "Pages", "This description, for people", "text/html", "The page."),
 )
 
-# Whoever knows a picture's name may see it.
-OF_USERS = tuple(task if task.id == "getPicture" else signed_in(task) for task in (*TASKS, *STREAMS))
+# Whoever knows a picture's name may see it; to follow a task the user has to be signed in still.
+FOLLOWING = {"getTask", *(stream.id for stream in STREAMS)}
+OF_USERS = tuple(
+    task if task.id == "getPicture" else signed_in(task, *([errors.SessionEnded] if task.id in FOLLOWING else []))
+    for task in (*TASKS, *STREAMS)
+)
 OPERATIONS = (*OF_USERS, *SESSIONS, *GENERATORS, *SERVER)
 
 API = build.Api(

@@ -6,15 +6,17 @@ transport; it has no task of its own, its transport waits on `wake`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TypeAlias
 
 import structlog
 
 from server.auth import Caller
 from server.db import UNAVAILABLE
+from server.errors import Problem
 from server.push import hub, wire
 from server.push.bus import Bus
+from server.push.rights import Right
 from server.tasks.reading import HISTORY_CHUNK, TaskReader
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import TERMINAL
@@ -30,12 +32,17 @@ Read: TypeAlias = Callable[[int], Awaitable[tuple[list[hub.Item], bool]]]
 
 
 class Follower:
-    """What one client sees of one topic. `sync` says how it joined; `first` are the changes to begin with."""
+    """What one client sees of one topic. `sync` says how it joined; `first` are the changes to begin with.
 
-    def __init__(self, following: "Following", subscription: hub.Subscription, read: Read) -> None:
+    `right`: until when it may, where it has a right of its own.
+    """
+
+    def __init__(self, following: "Following", subscription: hub.Subscription, read: Read, caller: Caller) -> None:
         self._following = following
         self._subscription = subscription
         self._read = read
+        self.caller = caller  # what is read from the log is read as him
+        self.right: Right | None = None
         self.sync = wire.Sync(0, 0, "live", True)
         self.first: list[TaskChange] = []
         self.joined_at = 0  # the position up to which all is history: what is above happened while it was followed
@@ -46,6 +53,19 @@ class Follower:
     @property
     def closing(self) -> bool:
         return self._subscription.closing
+
+    @property
+    def ended(self) -> Problem | None:
+        """Why the client may follow no more, once that is so: it is the last thing to say."""
+        return self.right.problem if self.right is not None else None
+
+    @property
+    def named(self) -> Collection[str]:
+        """The tasks it was asked to follow by name; none of a stream of all."""
+        if self.only is not None:
+            return self.only
+        task_id = self.subject.get("task_id")
+        return () if task_id is None else (task_id,)
 
     @property
     def finished(self) -> bool:
@@ -67,6 +87,14 @@ class Follower:
         self._subscription.wake = wake
         wake()
 
+    def wake(self) -> None:
+        """There is something to say that is of no task."""
+        self._subscription.wake()
+
+    def revoke(self, task_id: str) -> None:
+        """The caller may not see this task any more: to him it is deleted."""
+        self._subscription.withhold(task_id)
+
     async def ready(self) -> list[hub.Item]:
         """What can be sent now, in order; reads the log where the bus left a gap."""
         if self.behind and not await self.catch_up():
@@ -76,7 +104,7 @@ class Follower:
     @property
     def behind(self) -> bool:
         """Whether what comes next is only in the log: catch_up() has to come before take()."""
-        return self._subscription.gap and not self._subscription.inbox
+        return self._subscription.gap and not self._subscription.inbox and self.ended is None
 
     async def catch_up(self) -> bool:
         """Read the log where the bus left a gap. False where that is not possible now: `wake` is called later."""
@@ -107,6 +135,7 @@ class Follower:
         if self.only is not None:
             gone = tuple(task_id for task_id in gone if task_id in self.only)
             self.open.difference_update(gone)
+            self.only = self.only.difference(gone)
         return list(gone)
 
     def _wanted(self, change: TaskChange) -> bool:
@@ -123,6 +152,8 @@ class Follower:
     def close(self) -> None:
         """Idempotent; every follower must be closed."""
         self._following.hub.unsubscribe(self._subscription)
+        if self.right is not None:
+            self.right.leave()
 
 
 class Following:
@@ -146,13 +177,13 @@ class Following:
         """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes, _ = await self._reader.since(caller.claims, task_id, position)
+            changes, _ = await self._reader.since(follower.caller.claims, task_id, position)
             if not changes:
                 subscription.lose([task_id])
             return hub.task_items(changes, position), False
 
         subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
-        follower = Follower(self, subscription, read)
+        follower = Follower(self, subscription, read, caller)
         try:
             changes, continues = await self._reader.since(caller.claims, task_id, after)
         except BaseException:
@@ -187,11 +218,11 @@ class Following:
         """
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes = await self._reader.all_since(caller.claims, caller.user_id, position)
+            changes = await self._reader.all_since(follower.caller.claims, caller.user_id, position)
             return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
 
         subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
-        follower = Follower(self, subscription, read)
+        follower = Follower(self, subscription, read, caller)
         try:
             named = sorted(only) if only else None
             seq, trimmed, tasks = await self._reader.overview(caller.claims, caller.user_id, named)

@@ -121,6 +121,13 @@ class Subscription:
         self.deleted = (*self.deleted, *task_ids)[:DELETED_MAX]
         self.wake()
 
+    def withhold(self, task_id: str) -> None:
+        """As if it was deleted, and nothing of it is told that waits."""
+        kept = [item for item in self.inbox if item.change.task_id != task_id]
+        self.inbox.clear()
+        self.inbox.extend(kept)
+        self.lose([task_id])
+
     def take(self) -> list[Item]:
         """Everything that waits, in order."""
         items = list(self.inbox)

@@ -19,6 +19,7 @@ from server.errors import InvalidCursor, InvalidParameter, TaskNotFound
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Following
+from server.push.rights import Rights
 from server.tasks import snapshot
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
@@ -31,10 +32,17 @@ class Poll:
     """GET /api/generate/status?taskId=&wait=&after="""
 
     def __init__(
-        self, identify: Identify, following: Following, reader: TaskReader, pace: Pace, metrics: Metrics
+        self,
+        identify: Identify,
+        following: Following,
+        rights: Rights,
+        reader: TaskReader,
+        pace: Pace,
+        metrics: Metrics,
     ) -> None:
         self._identify = identify
         self._following = following
+        self._rights = rights
         self._reader = reader
         self._pace = pace
         self._metrics = metrics
@@ -59,12 +67,14 @@ class Poll:
         return self._response(request, change)
 
     async def _news(self, request: Request, caller: Caller, task_id: str, after: int, wait: int) -> TaskChange | None:
+        await self._rights.require(caller)
         wake = asyncio.Event()
         follower = await self._following.task(caller, task_id, after, wake.set)
         if follower is None:
             return None
         self._metrics.poll.joined[follower.sync.mode].inc()
         self._metrics.poll.open.inc()
+        follower.right = self._rights.enter(caller, (follower,), wake.set)
         gone = asyncio.create_task(_disconnected(request))
         gone.add_done_callback(lambda _: wake.set())
         try:
@@ -73,6 +83,8 @@ class Poll:
             async with asyncio.timeout(wait):
                 while not follower.closing and not follower.over and not gone.done():
                     wake.clear()
+                    if follower.ended is not None:
+                        raise follower.ended
                     items = await follower.ready()
                     if items:
                         change = items[-1].change

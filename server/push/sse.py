@@ -25,6 +25,7 @@ from server.errors import InvalidCursor, InvalidParameter, TaskNotFound, Unavail
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower, Following
+from server.push.rights import Rights
 from server.push.stream import HEARTBEAT_SECONDS, SEND_SECONDS_MAX, Pulse, Stream
 from server.tasks import snapshot
 
@@ -53,9 +54,12 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]  #
 class EventStreams:
     """GET /api/generate/events"""
 
-    def __init__(self, identify: Identify, following: Following, pulse: Pulse, metrics: Metrics) -> None:
+    def __init__(
+        self, identify: Identify, following: Following, rights: Rights, pulse: Pulse, metrics: Metrics
+    ) -> None:
         self._identify = identify
         self._following = following
+        self._rights = rights
         self._pulse = pulse
         self._metrics = metrics
 
@@ -74,10 +78,12 @@ class EventStreams:
             follower.close()
             return Response(status_code=204 if follower.over else 200, headers=HEADERS, media_type=EVENT_STREAM)
         self._metrics.sse.joined[follower.sync.mode].inc()
+        follower.right = self._rights.enter(follower.caller, (follower,), follower.wake)
         return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
 
     async def _join(self, request: Request) -> tuple[Follower | None, bool]:
         caller = await self._identify(request)
+        await self._rights.require(caller)
         task_ids = _task_ids(request.query_params)
         if len(task_ids) == 1:
             structlog.contextvars.bind_contextvars(task_id=task_ids[0])
@@ -150,7 +156,14 @@ class Framer:
 
     def news(self) -> list[bytes]:
         """What there is to say now."""
+        if self._follower.ended is not None:
+            self.done = True
+            return [wire.sse_ended(self._follower.ended)]
         frames = []
+        right = self._follower.right
+        ends_at = right.take_warning() if right is not None else None
+        if ends_at is not None:
+            frames.append(wire.sse_ending(ends_at))
         for position, _, change in self._follower.take():
             if position > self._follower.joined_at:
                 self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))

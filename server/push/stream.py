@@ -137,7 +137,11 @@ class Stream(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._due = False
-        if self._transport.is_closing() or self._paused is not None or self._reading is not None:
+        if self._transport.is_closing() or self._reading is not None:
+            return
+        if self._paused is not None:
+            if self._follower.ended is not None:
+                self._transport.abort()  # who does not read is not waited for: it would keep what it may not have
             return
         if self._backlog:
             self._write([])

@@ -4,12 +4,13 @@ Data is JSON on one line, ids and event names come from a closed set, so no valu
 event of its own (WHATWG HTML, 9.2.6: a lone CR ends a line too, and JSON escapes it).
 """
 
+import datetime as dt
 import re
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from server.errors import Problem, problem_body
+from server.errors import AccessTokenExpired, Problem, problem_body
 from server.tasks.snapshot import TaskChange
 
 Mode: TypeAlias = Literal["live", "replay", "snapshot"]
@@ -43,8 +44,29 @@ class Subscribed(msgspec.Struct, frozen=True, tag="subscribed", rename="camel"):
     sync: Sync
 
 
+class Ending(msgspec.Struct, frozen=True, rename="camel"):
+    """The access token ends at `expiresAt`, and the stream with it: time for a newer one."""
+
+    expires_at: dt.datetime
+
+
+class Expiring(msgspec.Struct, frozen=True, tag="auth_expiring", rename="camel"):
+    """The access token ends at `expiresAt`, and the connection with it, unless `auth` brings a newer one."""
+
+    expires_at: dt.datetime
+
+
+class Authenticated(msgspec.Struct, frozen=True, tag="authenticated", rename="camel"):
+    """The newer access token is good until `expiresAt`; null where none is needed. What is followed goes on."""
+
+    expires_at: dt.datetime | None
+
+
 class Refused(msgspec.Struct, frozen=True, tag="refused", rename="camel"):
-    """What was asked for and is not given; `problem` says why. The connection stays."""
+    """What was asked for and is not given; `problem` says why.
+
+    The connection stays, but where the right to it has ended: then it closes with 1008.
+    """
 
     task_ids: list[str]
     problem: dict[str, Any]
@@ -88,6 +110,11 @@ def parse_owner_cursor(text: str) -> int:
     return int(text[1:])
 
 
+def instant(seconds: float) -> dt.datetime:
+    """Unix seconds as they go out."""
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)
+
+
 def kind(change: TaskChange) -> Literal["status", "progress"]:
     """The name of the event: a change of status or attempt, or mere progress."""
     return "status" if change.is_status else "progress"
@@ -122,6 +149,18 @@ def sse_deleted(task_id: str) -> bytes:
     return sse("deleted", msgspec.json.encode({"taskId": task_id}))
 
 
+def sse_ending(expires_at: float) -> bytes:
+    """`expires_at` in Unix seconds. Without an id: it is no version of anything."""
+    return sse("auth_expiring", msgspec.json.encode(Ending(instant(expires_at))))
+
+
+def sse_ended(problem: Problem) -> bytes:
+    """The right to the stream has ended; it goes on from its cursor where a newer proof is brought."""
+    if isinstance(problem, AccessTokenExpired):
+        return sse("auth_expired", msgspec.json.encode(problem_body(problem)))
+    return sse_refused(problem)
+
+
 def sse_bye(reason: str) -> bytes:
     return sse("bye", msgspec.json.encode({"reason": reason}))
 
@@ -131,5 +170,5 @@ def ws_change(change: TaskChange, cursor: str) -> bytes:
     return b'{"type":"%s","task":%s,"cursor":"%s"}' % (kind(change).encode(), change.body, cursor.encode())
 
 
-def ws_message(message: Subscribed | Refused | Gone | Pong | Bye) -> bytes:
+def ws_message(message: Subscribed | Refused | Gone | Pong | Bye | Expiring | Authenticated) -> bytes:
     return msgspec.json.encode(message)

@@ -14,20 +14,23 @@ import msgspec
 import structlog
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from server.auth import Caller, Identify
+from server.auth import Caller, Identify, Verify
 from server.db import UNAVAILABLE
 from server.errors import (
     BadRequest,
+    InvalidAccessToken,
     InvalidCursor,
     InvalidParameter,
     Problem,
     TaskNotFound,
+    Unauthorized,
     Unavailable,
     problem_body,
 )
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower, Following
+from server.push.rights import Rights
 from server.tasks import snapshot
 
 log = structlog.get_logger()
@@ -59,7 +62,13 @@ class Ping(msgspec.Struct, tag="ping"):
     """Is answered with a pong."""
 
 
-Message: TypeAlias = Subscribe | Unsubscribe | Ping
+class Auth(msgspec.Struct, tag="auth"):
+    """Go on with this newer access token of the same user; what is followed is not interrupted."""
+
+    token: str
+
+
+Message: TypeAlias = Subscribe | Unsubscribe | Ping | Auth
 _decode = msgspec.json.Decoder(Message).decode
 
 
@@ -70,16 +79,21 @@ class _Typed(msgspec.Struct):
 class Sockets:
     """WS /api/generate/ws"""
 
-    def __init__(self, identify: Identify, following: Following, metrics: Metrics) -> None:
+    def __init__(
+        self, identify: Identify, verify: Verify, following: Following, rights: Rights, metrics: Metrics
+    ) -> None:
         self._identify = identify
+        self._verify = verify
         self._following = following
+        self._rights = rights
         self._metrics = metrics
 
     async def serve(self, websocket: WebSocket) -> None:
         caller = await self._identify(websocket)
+        await self._rights.require(caller)
         await websocket.accept()
         self._metrics.websocket.open.inc()
-        connection = _Connection(websocket, caller, self._following, self._metrics)
+        connection = _Connection(websocket, caller, self._verify, self._following, self._rights, self._metrics)
         try:
             await connection.run()
         finally:
@@ -88,15 +102,26 @@ class Sockets:
 
 
 class _Connection:
-    def __init__(self, websocket: WebSocket, caller: Caller, following: Following, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        caller: Caller,
+        verify: Verify,
+        following: Following,
+        rights: Rights,
+        metrics: Metrics,
+    ) -> None:
         self._websocket = websocket
         self._caller = caller
+        self._verify = verify
         self._following = following
+        self._rights = rights
         self._metrics = metrics
         self._followers: dict[str, Follower] = {}
         self._dirty: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
+        self._right = rights.enter(caller, self._followers.values(), self._wake.set)
 
     async def run(self) -> None:
         # The hub wakes followers when the process goes; a connection that follows nothing needs one as well.
@@ -115,6 +140,8 @@ class _Connection:
                 raise result
 
     def release(self) -> None:
+        if self._right is not None:
+            self._right.leave()
         for follower in self._followers.values():
             follower.close()
         self._followers.clear()
@@ -153,6 +180,8 @@ class _Connection:
         match message:
             case Ping():
                 await self._send(wire.ws_message(wire.Pong()))
+            case Auth(token=token):
+                await self._renew(token)
             case Unsubscribe(task_ids=task_ids, all=everything):
                 for key in [ALL] if everything else task_ids:
                     self._drop(key)
@@ -162,6 +191,24 @@ class _Connection:
                 await self._refuse([], InvalidParameter("name taskIds, or all"))
             case Subscribe():
                 await self._subscribe_tasks(message)
+
+    async def _renew(self, token: str) -> None:
+        """Whatever is wrong with the token, the connection stays as it was."""
+        try:
+            caller = await self._verify(token)
+            if caller.user_id != self._caller.user_id:
+                raise InvalidAccessToken("The token is of another user")
+            await self._rights.require(caller)
+        except (Unauthorized, Unavailable) as problem:
+            return await self._refuse([], problem)
+        self._caller = caller
+        for follower in self._followers.values():
+            follower.caller = caller
+        if self._right is not None:
+            self._rights.renew(self._right, caller)
+        expires_at = wire.instant(caller.expires_at) if caller.expires_at is not None else None
+        await self._send(wire.ws_message(wire.Authenticated(expires_at)))
+        return None
 
     def _drop(self, key: str) -> None:
         follower = self._followers.pop(key, None)
@@ -236,7 +283,9 @@ class _Connection:
     async def _write(self) -> None:
         while not self._following.hub.closing:
             self._wake.clear()
-            while self._dirty:
+            if await self._tell_of_right():
+                return
+            while self._dirty and (self._right is None or self._right.problem is None):
                 key = next(iter(self._dirty))
                 del self._dirty[key]
                 follower = self._followers.get(key)
@@ -247,6 +296,20 @@ class _Connection:
         again_ms = 500 + random.randint(0, spread_ms)  # noqa: S311  (spreads reconnects)
         await self._send(wire.ws_message(wire.Bye("restarting", again_ms)))
         await self._close(1012, "restarting")
+
+    async def _tell_of_right(self) -> bool:
+        """Whether it has ended, and the connection with it."""
+        right = self._right
+        if right is None:
+            return False
+        if right.problem is not None:
+            await self._refuse([], right.problem)
+            await self._close(1008, right.problem.code)
+            return True
+        ends_at = right.take_warning()
+        if ends_at is not None:
+            await self._send(wire.ws_message(wire.Expiring(wire.instant(ends_at))))
+        return False
 
     async def _forward(self, key: str, follower: Follower) -> None:
         for position, _, change in await follower.ready():
@@ -274,7 +337,7 @@ def _unknown(text: str) -> Problem | None:
         kind = msgspec.json.decode(text, type=_Typed).type
     except msgspec.MsgspecError:
         return None
-    known = ("subscribe", "unsubscribe", "ping")
+    known = ("subscribe", "unsubscribe", "auth", "ping")
     return (
         None
         if kind in known

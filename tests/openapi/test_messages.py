@@ -11,7 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from server.embedded.redis import EmbeddedRedis
-from server.errors import Unavailable
+from server.errors import AccessTokenExpired, SessionEnded, Unavailable
 from server.openapi.tasks import SOCKET_SCRIPT
 from server.openapi.values import TASK_ID
 from server.push import wire
@@ -44,9 +44,15 @@ async def sse_events(text: bytes) -> list[dict[str, Any]]:
 
 
 async def test_what_a_stream_says_when_it_goes_or_refuses() -> None:
-    texts = wire.sse_bye("restarting") + wire.sse_refused(Unavailable())
-    bye, refused = await sse_events(texts)
-    for event, kind in ((bye, "Farewell"), (refused, "ProblemDetails")):
+    said = {
+        wire.sse_bye("restarting"): ("bye", "Farewell"),
+        wire.sse_refused(Unavailable()): ("refused", "ProblemDetails"),
+        wire.sse_ending(1.7e9): ("auth_expiring", "Ending"),
+        wire.sse_ended(AccessTokenExpired()): ("auth_expired", "ProblemDetails"),
+        wire.sse_ended(SessionEnded()): ("refused", "ProblemDetails"),
+    }
+    for event, (name, kind) in zip(await sse_events(b"".join(said)), said.values(), strict=True):
+        assert event["event"] == name
         hold("StreamEvent", event)
         hold(kind, json.loads(event["data"]))
     with pytest.raises(AssertionError):
@@ -73,10 +79,11 @@ async def test_a_conversation_over_a_websocket(deploy: Deploy) -> None:
             shown[0].replace(TASK_ID, task_id),
             '{"type":"subscribe","all":true}',
             '{"type":"unsubscribe","taskIds":["x"]}',
+            '{"type":"auth","token":"whatever"}',
         ):
             hold("SocketRequest", json.loads(text))
             await socket.send(text)
-        await hear("subscribed")
+        await hear("authenticated")
         await play.report(task_id, 10)
         await play.report(task_id, 20, message="Adding the light")
         await hear("progress")
@@ -93,6 +100,9 @@ async def test_a_conversation_over_a_websocket(deploy: Deploy) -> None:
         await hear("deleted")
         here.web.process.terminate()  # type: ignore[union-attr]
         await hear("bye")
+    # Which comes with sign-in only.
+    hold("SocketMessage", json.loads(wire.ws_message(wire.Expiring(wire.instant(1.7e9)))))
+    heard.append({"type": "auth_expiring"})
     assert {message["type"] for message in heard} == set(WEB.schemas["SocketMessage"]["discriminator"]["mapping"])
 
 

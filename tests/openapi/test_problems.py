@@ -22,8 +22,15 @@ JSON = {"Content-Type": "application/json"}
 LARGE = 32 * 1024 * 1024 + 1
 # With a state of the task that takes more than a request.
 BELOW = {("deleteTask", "task_in_use"), ("retryTask", "attempts_exhausted")}
-# A defect of ours, and what there is only with sign-in (tests/identity/test_sign_in.py).
-NOT_PROVOKED = {"internal_error", "unauthorized", "invalid_access_token", "access_token_expired", "forbidden"}
+# A defect of ours, and what there is only with sign-in (tests/identity/).
+NOT_PROVOKED = {
+    "internal_error",
+    "unauthorized",
+    "invalid_access_token",
+    "access_token_expired",
+    "session_ended",
+    "forbidden",
+}
 WITH_SIGN_IN = {("getSession", "unavailable"), ("beginSession", "unavailable"), ("getMetrics", "unavailable")}
 
 

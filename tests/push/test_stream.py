@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from server.errors import AccessTokenExpired
 from server.protocols import LimitedHttp
 from server.push.follow import Follower
 from server.push.stream import HEARTBEAT_SECONDS, Pulse, Stream
@@ -91,6 +92,7 @@ class Source:
         self.away = False
         self.wake: Any = None
         self.subject = {"task_id": "t"}
+        self.ended: Any = None
 
     def tell(self, *frames: bytes) -> None:
         self.waiting += frames
@@ -189,6 +191,19 @@ async def test_a_goodbye_by_the_hub_or_by_the_server() -> None:
         await turns()
         stream.shutdown()  # the server asks all of them
         assert (transport.body, transport.ended, transport.closed) == (b"first;bye;", True, True)
+
+
+async def test_who_does_not_read_is_not_waited_for_once_his_right_has_ended() -> None:
+    source = Source()
+    transport, _, _ = opened(source, room=3)
+    await turns()
+    source.tell(b"more;")
+    await turns()
+    assert not transport.aborted, "as long as he has it"
+    source.ended = AccessTokenExpired()
+    source.tell()
+    await turns()
+    assert transport.aborted
 
 
 async def test_what_is_only_in_the_log_is_read_and_tried_again() -> None:

@@ -26,6 +26,7 @@ from server.dispatch.settle import Settle
 from server.metrics import Metrics
 from server.retention import Retention
 from server.settings import Settings
+from server.tasks.access import Access, Whose
 from server.tasks.backlog import read_backlog
 from server.tasks.pace import Pace
 from server.tasks.reading import TaskReader
@@ -76,6 +77,7 @@ async def test_no_statement_reads_a_table_from_end_to_end(
     waiting = [f"task_{n}" for n in range(100, TASKS, 100)]  # none of them overdue
     store: TaskStore = store_on(one, [])
     reader = TaskReader(one, public_url="")
+    access = Access(one)
     messages = Messages(one, kept_days=1, dead_letters_kept_days=7)
     history = History(one)
     claims, me = user.claims, user.id
@@ -125,6 +127,8 @@ async def test_no_statement_reads_a_table_from_end_to_end(
         "all since": lambda: reader.all_since(claims, me, 1_003_000 - 20),
         "overview": lambda: reader.overview(claims, me, None),
         "overview of some": lambda: reader.overview(claims, me, mine[:20]),
+        "may still": lambda: access.sees(claims, mine[0]),
+        "whose": lambda: access.standing(Whose(me, None)),
         "page": lambda: reader.page(claims, me, limit=20, cursor=None, status=None),
         "page of one status": lambda: reader.page(claims, me, limit=20, cursor=None, status="failed"),
         "the tick": lambda: reader.changed_since(snapshot),

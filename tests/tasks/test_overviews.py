@@ -43,8 +43,10 @@ async def test_many_at_once_are_few_calls_and_each_has_his_own(
 async def test_nobody_sees_the_numbers_of_another(store: TaskStore, overviews: Overviews, user: User) -> None:
     await made(store, user, 2)
     other = User()
-    found = await asyncio.gather(overviews.read(other.claims, user.id, None), overviews.read(user.claims, user.id, []))
-    assert found == [Overview(0, 0, []), Overview(2, 0, [])]
+    theirs, own = await asyncio.gather(
+        overviews.read(other.claims, user.id, None), overviews.read(user.claims, user.id, [])
+    )
+    assert (theirs, own) == (Overview(0, 0, []), Overview(2, 0, []))
 
 
 async def test_each_of_many_is_one_picture_however_much_is_written(
