@@ -55,6 +55,7 @@ class Receiver:
 
     def __init__(self, listener: socket.socket | None = None) -> None:
         self.listener = listener or listen()
+        self._is_ours = listener is None
         self.origin = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.seen: list[Request] = []
         self.connections = 0
@@ -77,6 +78,8 @@ class Receiver:
         for writer in list(self._open):
             writer.transport.abort()
         await self._server.wait_closed()
+        if self._is_ours:
+            self.listener.close()
 
     def on(self, path: str, handler: Handler | Reply) -> str:
         """Answer this path, whatever the query; the URL of it."""
