@@ -49,6 +49,10 @@ CLEARED_A_STEP = 1_000
 REFUSED_SECONDS = 3600.0
 
 
+class _Silent(Away):
+    """It was not asked, because it did not answer others a moment ago."""
+
+
 class Reconciler:
     """`run()` until cancelled."""
 
@@ -166,7 +170,9 @@ class Reconciler:
             found = await self._ask(row)
         except Away as error:
             failed = row["lookups_failed"] + 1
-            log.warning("lookup_failed", failed=failed, reason=str(error))
+            # Of a thousand tasks the first is asked for and tells; the others learn of it.
+            say = log.debug if isinstance(error, _Silent) else log.warning
+            say("lookup_failed", failed=failed, reason=str(error))
             if row["is_overdue"] and failed >= AWAY_TRIES_MAX:
                 return await self._act(row, verdict.UNREACHABLE)
             return await self._again(row, min(SILENT_SECONDS_MAX, AWAY_SECONDS * 2 ** min(failed - 1, 10)), failed)
@@ -175,7 +181,7 @@ class Reconciler:
     async def _ask(self, row: asyncpg.Record) -> Verdict:
         """Raises Away. Where it was away for all of late, the next ones are not made to wait for that."""
         if time.monotonic() < self._away_until:
-            raise Away("it did not answer a moment ago")
+            raise _Silent("it did not answer a moment ago")
         generator = self._generators.get(row["generator"])
         try:
             found = await self._lookup.find(row["message_id"], self._told_url(row, generator))
