@@ -60,6 +60,7 @@ from server.tasks.reading import TaskReader
 from server.tasks.retries import Retries
 from server.tasks.snapshot import TaskChange
 from server.tasks.store import Deleted, TaskStore
+from server.tasks.tickets import TicketDesk, Tickets
 from server.upkeep import Upkeep
 
 log = structlog.get_logger()
@@ -134,6 +135,7 @@ class Web:
         following = Following(hub, bus, reader)
         rights = Rights(Access(pool), metrics)
         identify = self.identity.caller
+        tickets = Tickets(pool, metrics)
         pulse = Pulse()
         self._router.routes.extend(
             routes(
@@ -143,8 +145,9 @@ class Web:
                     identify, store, Retries(pool, store.announce), reader, pace, metrics, clear_away, generators
                 ),
                 poll=Poll(identify, following, rights, reader, pace, metrics),
-                streams=EventStreams(identify, following, rights, pulse, metrics),
-                sockets=Sockets(identify, self.identity.verified, following, rights, metrics),
+                tickets=TicketDesk(identify, tickets),
+                streams=EventStreams(identify, tickets, following, rights, pulse, metrics),
+                sockets=Sockets(identify, self.identity.verified, tickets, following, rights, metrics),
                 callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),
@@ -184,6 +187,7 @@ def routes(
     identity: Identity,
     tasks: TaskEndpoints,
     poll: Poll,
+    tickets: TicketDesk,
     streams: EventStreams,
     sockets: Sockets,
     callback: Callback,
@@ -202,6 +206,7 @@ def routes(
         Route("/api/generate", tasks.delete, methods=["DELETE"]),
         Route("/api/generate/deliveries", tasks.deliveries, methods=["GET"]),
         Route("/api/generate/retry", tasks.retry, methods=["POST"]),
+        Route("/api/generate/ticket", tickets.issue, methods=["POST"]),
         Route("/api/generate/status", poll.answer, methods=["GET"]),
         Route("/api/generate/events", streams.answer, methods=["GET"]),
         WebSocketRoute("/api/generate/ws", sockets.serve),

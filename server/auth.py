@@ -17,13 +17,14 @@ class Caller(msgspec.Struct, frozen=True):
     """A known user: `claims` is the JSON text that becomes request.jwt.claims.
 
     `expires_at` is when his proof ends, in Unix seconds; None for the local user, who needs none. `operator`: he may
-    see what concerns all users.
+    see what concerns all users. `task_ids`: the tasks that his ticket is for; None where he may follow all of his.
     """
 
     user_id: str
     claims: str
     expires_at: float | None = None
     operator: bool = False
+    task_ids: frozenset[str] | None = None
 
 
 LOCAL = Caller(

@@ -65,6 +65,10 @@ class SessionEnded(Unauthorized):
     code, title = "session_ended", "The user has signed out, or is no more"
 
 
+class InvalidTicket(Unauthorized):
+    code, title = "invalid_ticket", "The ticket is spent, expired, or for other tasks: get a new one"
+
+
 class BadSignature(Unauthorized):
     code, title = "bad_signature", "The signature does not belong to this request"
 

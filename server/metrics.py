@@ -32,6 +32,7 @@ OUTCOMES = ("applied", "duplicate", "stale")
 UNTAKEN = ("unknown_task", "unavailable", "refused")
 REFUSALS = (
     "missing",
+    "ticket",
     "malformed",
     "wrong_algorithm",
     "unknown_key",
@@ -182,7 +183,7 @@ class Metrics(ProcessMetrics):
         deleted = Counter("taskbeam_tasks_deleted_total", "Tasks deleted, by reason.", ["reason"], registry=r)
         self.deleted = {reason: deleted.labels(reason) for reason in ("request", "age")}
         refused = Counter(
-            "taskbeam_sign_ins_refused_total", "Requests without a good access token.", ["reason"], registry=r
+            "taskbeam_sign_ins_refused_total", "Requests without a good access token or ticket.", ["reason"], registry=r
         )
         self.sign_ins_refused = {reason: refused.labels(reason) for reason in REFUSALS}
         ended = Counter(

@@ -232,6 +232,11 @@ class Retention:
 
     async def _forget_notes(self) -> bool:
         await self._pool.execute(
+            f"""delete from taskbeam.tickets where digest in (
+                  select digest from taskbeam.tickets where expires_at < now()
+                   order by expires_at limit {NOTES_A_STEP} for update skip locked)"""  # noqa: S608  (constants)
+        )
+        await self._pool.execute(
             f"""delete from taskbeam.callbacks_seen where jti in (
                   select jti from taskbeam.callbacks_seen where seen_at < now() - interval '{CALLBACK_IDS_KEPT}'
                    order by seen_at limit {NOTES_A_STEP})"""  # noqa: S608  (constants)

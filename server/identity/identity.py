@@ -13,7 +13,14 @@ import structlog
 from starlette.requests import HTTPConnection
 
 from server.auth import LOCAL, Caller
-from server.errors import AccessTokenExpired, Forbidden, InvalidAccessToken, Unauthorized, Unavailable
+from server.errors import (
+    AccessTokenExpired,
+    Forbidden,
+    ForeignOrigin,
+    InvalidAccessToken,
+    Unauthorized,
+    Unavailable,
+)
 from server.identity.cookies import access_token
 from server.identity.token import (
     LEEWAY_SECONDS,
@@ -106,13 +113,19 @@ class Identity:
         return given is not None and key is not None and hmac.compare_digest(given.encode(), key.encode())
 
     def token(self, connection: HTTPConnection) -> str | None:
-        """The access token that a request carries, not yet verified."""
+        """The access token that a request carries, not yet verified.
+
+        Raises ForeignOrigin where a cookie would open a WebSocket and no page is named: browsers always name it.
+        """
         given = _bearer(connection)
         if given is not None:
             return given
         if "cookie" not in connection.headers:
             return None
-        return access_token(connection.cookies, secure=self.secure_cookies, supabase=self._supabase_cookie)
+        token = access_token(connection.cookies, secure=self.secure_cookies, supabase=self._supabase_cookie)
+        if token is not None and connection.scope["type"] == "websocket" and "origin" not in connection.headers:
+            raise ForeignOrigin("A cookie opens a WebSocket for a page only, and this request has no Origin")
+        return token
 
     async def _verify(self, token: str, rules: Rules, now: float) -> Caller:
         if not needs_keys(token, rules):

@@ -42,7 +42,7 @@ class Api(msgspec.Struct, frozen=True, kw_only=True):
     """What is described. `everywhere`: the problems any route may answer with; `read`, `sent`: types besides bodies.
 
     `members` has a sentence for members of types, as {"Type": {"member": "…"}}; `refine` more of JSON Schema for them,
-    where it stands nowhere in the type.
+    where it stands nowhere in the type (`""`: for the type itself).
     """
 
     title: str
@@ -232,6 +232,7 @@ def _schemas(api: Api) -> dict[str, Any]:
             schemas[kind.__name__]["required"] = list(schemas[kind.__name__]["properties"])
     for name, schema in schemas.items():
         schema["description"] = " ".join(schema.get("description", "").split())
+        schema.update(api.refine.get(name, {}).get("", {}))
         for member, part in schema.get("properties", {}).items():
             if member in api.members.get(name, {}):
                 part["description"] = api.members[name][member]

@@ -15,6 +15,7 @@ MEMBERS: dict[str, dict[str, str]] = {
         "prompt": "What is to be generated; not only white space, and without NUL.",
         "params": "Go to the generator as they are.",
         "generator": "The name of one of the server's GENERATORS; null for the usual one.",
+        "ticket": "Whether the answer is to bring a ticket for the task's stream.",
     },
     "Accepted": {
         "taskId": _TASK_ID,
@@ -23,6 +24,7 @@ MEMBERS: dict[str, dict[str, str]] = {
         "statusUrl": "Where to ask.",
         "eventsUrl": "Where to be told.",
         "pollAfterMs": "When it is worth asking.",
+        "ticket": "Where one was asked for: for one stream of this task, within 60 seconds.",
     },
     "SignIn": {"token": "The user's access token."},
     "Session": {
@@ -31,6 +33,11 @@ MEMBERS: dict[str, dict[str, str]] = {
         "operator": "Whether it is an operator, who may see what concerns all users.",
     },
     "SignedOut": {"outcome": "Always `signed_out`."},
+    "Wanted": {
+        "taskIds": "The tasks, each of them yours; 100 at most.",
+        "all": "All your tasks instead, those to come included.",
+    },
+    "Issued": {"ticket": "For `ticket` in the query of one stream.", "expiresAt": "When it is good no more."},
     "DeleteOutcome": {"taskId": _TASK_ID, "outcome": "Always `deleted`."},
     "RetryOutcome": {"taskId": _TASK_ID, "outcome": "Always `retried`."},
     "Page": {"tasks": "Newest first.", "cursor": "Of the next page; left out on the last."},
@@ -149,6 +156,7 @@ REFINED: dict[str, dict[str, dict[str, Any]]] = {
         "eventsUrl": {"format": "uri-reference"},
         "pollAfterMs": {"minimum": 0},
     },
+    "Wanted": {"": {"minProperties": 1, "maxProperties": 1}, "all": {"const": True}},
     # Encoded once and sent as they are, so their types are told here.
     "Page": {"tasks": {"items": reference(Snapshot)}},
     "Snapshot": {

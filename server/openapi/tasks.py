@@ -20,6 +20,8 @@ from server.tasks.endpoints import (
 from server.tasks.ledger import Deliveries
 from server.tasks.snapshot import Snapshot
 from server.tasks.state import STATUSES
+from server.tasks.tickets import BODY_BYTES_MAX as TICKET_BYTES_MAX
+from server.tasks.tickets import Issued, Wanted
 
 TASK = query("taskId", "The task's id.", required=True, **values.ID_SCHEMA)
 
@@ -50,6 +52,12 @@ it names (a task that is deleted, for one); `{"type":"deleted","taskIds"}`, to t
 and `{"type":"bye","reason","retryMs"}` before it closes with 1012. What is not JSON \
 closes the connection with 1007, binary with 1003, a message of more than 64 KiB with 1009. A handshake that is \
 refused is answered as any request; one that asks for no WebSocket finds nothing here."""
+
+TICKET_ABOUT = """\
+It goes into the query of a stream, `?ticket=…`, of `/api/generate/events` or `/api/generate/ws` and of nothing else, \
+and is spent by it: once, within 60 seconds, for the tasks it was asked for. Each of them has to be yours. A browser's \
+EventSource comes back by itself with a ticket that is spent: open a new one with a new ticket and `after=` instead, \
+as `follow` of the package does with `ticket`. Of more than 200 unspent tickets of one user the oldest go."""
 
 SOCKET_SCRIPT = f"""\
 const socket = new WebSocket('ws://localhost:8000/api/generate/ws');
@@ -89,6 +97,13 @@ TASKS = (
                 status=202,
                 body={"prompt": values.PROMPT, "params": {"seed": 7, "size": "1024x1024"}},
                 answer=values.as_json(values.ACCEPTED),
+            ),
+            Example(
+                name="ticket",
+                about="With a ticket for its stream",
+                status=202,
+                body={"prompt": values.PROMPT, "ticket": True},
+                answer=values.as_json(values.ACCEPTED_WITH_TICKET),
             ),
         ),
     ),
@@ -261,6 +276,40 @@ TASKS = (
 
 STREAMS = (
     Operation(
+        path="/api/generate/ticket",
+        method="post",
+        id="createTicket",
+        tag="Streams",
+        summary="A ticket for one stream, where a browser can send neither header nor cookie",
+        about=TICKET_ABOUT,
+        body=Wanted,
+        body_bytes_max=TICKET_BYTES_MAX,
+        answers={201: Answer("The ticket.", Issued)},
+        problems=(
+            errors.InvalidBody,
+            errors.TaskNotFound,
+            errors.TooLarge,
+            errors.UnsupportedMediaType,
+            errors.Unavailable,
+        ),
+        examples=(
+            Example(
+                name="tasks",
+                about="For named tasks",
+                status=201,
+                body={"taskIds": [values.TASK_ID]},
+                answer=values.as_json(values.ISSUED),
+            ),
+            Example(
+                name="all",
+                about="For all your tasks",
+                status=201,
+                body={"all": True},
+                answer=values.as_json(values.ISSUED),
+            ),
+        ),
+    ),
+    Operation(
         path="/api/generate/events",
         method="get",
         id="followTasks",
@@ -274,6 +323,7 @@ STREAMS = (
                 "May repeat; without it all your tasks.",
                 {"type": "array", "items": values.ID_SCHEMA, "maxItems": TASKS_A_STREAM_MAX},
             ),
+            query("ticket", "In place of any other proof of who asks; without `taskId` its tasks are followed."),
             query(
                 "after",
                 "The cursor: the version (one task) or id (many) of the last event seen.",
@@ -285,9 +335,16 @@ STREAMS = (
             200: Answer("The stream.", "text/event-stream"),
             204: Answer("All the tasks named had ended at the cursor."),
         },
-        problems=(errors.InvalidParameter, errors.InvalidCursor, errors.TaskNotFound),
+        problems=(errors.InvalidParameter, errors.InvalidCursor, errors.InvalidTicket, errors.TaskNotFound),
         examples=(
             Example(name="one", about="One task", status=200, query={"taskId": values.TASK_ID}, answer=values.STREAM),
+            Example(
+                name="ticket",
+                about="What a ticket is for",
+                status=200,
+                query={"ticket": values.TICKET},
+                answer=values.STREAM,
+            ),
             Example(
                 name="ended",
                 about="After its last event",
@@ -305,6 +362,7 @@ STREAMS = (
         tag="Streams",
         summary="Follow many tasks over one WebSocket",
         about=SOCKET_ABOUT,
+        parameters=(query("ticket", "In place of any other proof of who asks; only its tasks can be followed."),),
         answers={101: Answer("The connection is a WebSocket now.")},
         problems=(errors.NotFound,),
         examples=(Example(name="subscribe", about="From a page", status=101, script=SOCKET_SCRIPT),),

@@ -9,6 +9,7 @@ from server.tasks import snapshot
 from server.tasks.endpoints import Accepted, Page
 from server.tasks.ledger import Deliveries, LedgerEntry
 from server.tasks.snapshot import Snapshot
+from server.tasks.tickets import Issued
 
 ID_SCHEMA = {"type": "string", "pattern": f"^{snapshot.TASK_ID.pattern}$"}
 TASK_ID = "q7Zt0m3YxJc8VdRk2HnPfA"
@@ -18,6 +19,7 @@ NAME = "nD3mVq0sXw8Kp1TzRb6YcE2f.png"
 RUN_TOKEN = f"{TASK_ID}.1.RUN_TOKEN"
 HOOK_TOKEN = f"{TASK_ID}.1.WEBHOOK_TOKEN"
 SIGNATURE = "SIGNATURE"
+TICKET = "TICKET-of-43-characters-is-opaque-and-spent"
 WEBHOOK_ID = "msg_2KWPBgLlAfxdpx2AI54pPJ85f4W"
 WEBHOOK_TIME = "1700000000"
 BEGAN = dt.datetime(2027, 1, 15, 9, 30, tzinfo=dt.UTC)
@@ -57,10 +59,12 @@ FAILED = msgspec.structs.replace(
 STATUS_URL = f"/api/generate/status?taskId={TASK_ID}"
 EVENTS_URL = f"/api/generate/events?taskId={TASK_ID}"
 ACCEPTED = Accepted(TASK_ID, "pending", 1, STATUS_URL, EVENTS_URL, 1000)
+ACCEPTED_WITH_TICKET = msgspec.structs.replace(ACCEPTED, ticket=TICKET)
+ISSUED = Issued(TICKET, BEGAN + dt.timedelta(seconds=60))
 DELIVERIES = Deliveries([LedgerEntry(at=BEGAN + dt.timedelta(seconds=4), kind="report", outcome="applied", delivery=1)])
 
 
-def as_json(value: Accepted | Deliveries | Page | Snapshot) -> object:
+def as_json(value: Accepted | Deliveries | Issued | Page | Snapshot) -> object:
     """The value as its JSON is read."""
     return msgspec.json.decode(msgspec.json.encode(value))
 

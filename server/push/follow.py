@@ -175,6 +175,8 @@ class Following:
 
     async def task(self, caller: Caller, task_id: str, after: int, wake: Callable[[], None]) -> Follower | None:
         """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
+        if caller.task_ids is not None and task_id not in caller.task_ids:
+            return None
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
             changes, _ = await self._reader.since(follower.caller.claims, task_id, position)
@@ -216,6 +218,8 @@ class Following:
 
         None where the caller cannot see one of `only`: a partial answer would tell them apart.
         """
+        if caller.task_ids is not None and (only is None or not only <= caller.task_ids):
+            return None
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
             changes = await self._reader.all_since(follower.caller.claims, caller.user_id, position)

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from server.auth import Identify
+from server.auth import Caller, Identify
 from server.db import UNAVAILABLE
 from server.errors import InvalidCursor, InvalidParameter, TaskNotFound, Unavailable, check_parameters
 from server.metrics import Metrics
@@ -28,6 +28,7 @@ from server.push.follow import Follower, Following
 from server.push.rights import Rights
 from server.push.stream import HEARTBEAT_SECONDS, SEND_SECONDS_MAX, Pulse, Stream
 from server.tasks import snapshot
+from server.tasks.tickets import Tickets
 
 log = structlog.get_logger()
 
@@ -55,9 +56,16 @@ class EventStreams:
     """GET /api/generate/events"""
 
     def __init__(
-        self, identify: Identify, following: Following, rights: Rights, pulse: Pulse, metrics: Metrics
+        self,
+        identify: Identify,
+        tickets: Tickets,
+        following: Following,
+        rights: Rights,
+        pulse: Pulse,
+        metrics: Metrics,
     ) -> None:
         self._identify = identify
+        self._tickets = tickets
         self._following = following
         self._rights = rights
         self._pulse = pulse
@@ -82,9 +90,8 @@ class EventStreams:
         return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
 
     async def _join(self, request: Request) -> tuple[Follower | None, bool]:
-        caller = await self._identify(request)
+        caller, task_ids = await self._asked(request)
         await self._rights.require(caller)
-        task_ids = _task_ids(request.query_params)
         if len(task_ids) == 1:
             structlog.contextvars.bind_contextvars(task_id=task_ids[0])
             after = _cursor(request, 0, wire.parse_version)
@@ -93,13 +100,24 @@ class EventStreams:
         only = frozenset(task_ids) if task_ids else None
         return await self._following.all(caller, position or None, _asleep, only), True
 
+    async def _asked(self, request: Request) -> tuple[Caller, list[str]]:
+        """Who asks, and for which tasks (none: all of his). A ticket counts alone; HEAD does not spend it."""
+        query = request.query_params
+        ticket = query.get("ticket")
+        if ticket is None:
+            return await self._identify(request), _task_ids(query)
+        task_ids = _task_ids(query)
+        show = self._tickets.look if request.method == "HEAD" else self._tickets.spend
+        caller = await show(ticket, task_ids)
+        return caller, task_ids or sorted(caller.task_ids or ())
+
 
 def _asleep() -> None:
     """Until it is known who is to be woken: whoever that is looks by himself first."""
 
 
 def _task_ids(query: QueryParams) -> list[str]:
-    check_parameters(query, "taskId", "after")
+    check_parameters(query, "taskId", "after", "ticket")
     task_ids = list(dict.fromkeys(query.getlist("taskId")))
     if len(task_ids) > TASKS_A_STREAM_MAX:
         raise InvalidParameter(f"one stream follows {TASKS_A_STREAM_MAX} named tasks at most")

@@ -32,6 +32,7 @@ from server.push import wire
 from server.push.follow import Follower, Following
 from server.push.rights import Rights
 from server.tasks import snapshot
+from server.tasks.tickets import Tickets
 
 log = structlog.get_logger()
 
@@ -80,16 +81,24 @@ class Sockets:
     """WS /api/generate/ws"""
 
     def __init__(
-        self, identify: Identify, verify: Verify, following: Following, rights: Rights, metrics: Metrics
+        self,
+        identify: Identify,
+        verify: Verify,
+        tickets: Tickets,
+        following: Following,
+        rights: Rights,
+        metrics: Metrics,
     ) -> None:
         self._identify = identify
         self._verify = verify
+        self._tickets = tickets
         self._following = following
         self._rights = rights
         self._metrics = metrics
 
     async def serve(self, websocket: WebSocket) -> None:
-        caller = await self._identify(websocket)
+        ticket = websocket.query_params.get("ticket")
+        caller = await (self._identify(websocket) if ticket is None else self._tickets.spend(ticket, []))
         await self._rights.require(caller)
         await websocket.accept()
         self._metrics.websocket.open.inc()
@@ -233,9 +242,9 @@ class _Connection:
             follower = await self._following.all(self._caller, after or None, self._waker(ALL))
         except UNAVAILABLE:
             return await self._refuse([], Unavailable())
-        if follower is not None:
-            await self._started(ALL, [], follower)
-        return None
+        if follower is None:  # a ticket for named tasks
+            return await self._refuse([], TaskNotFound())
+        return await self._started(ALL, [], follower)
 
     async def _subscribe_tasks(self, message: Subscribe) -> None:
         after = message.after if isinstance(message.after, dict) else {}

@@ -35,6 +35,7 @@ from server.tasks.retries import Retries
 from server.tasks.snapshot import TASK_ID
 from server.tasks.state import STATUSES
 from server.tasks.store import Deleted, NoSuchTask, NoSuchUser, ParamsTooLarge, Referenced, TaskStore
+from server.tasks.tickets import draft
 
 ClearAway: TypeAlias = Callable[[Deleted], Awaitable[None]]
 
@@ -47,14 +48,18 @@ PAGE_MAX = 100
 
 
 class Generate(msgspec.Struct, forbid_unknown_fields=True):
-    """What is to be generated; `params` go to the generator as they are, to the usual one unless it is named."""
+    """What is to be generated; `params` go to the generator as they are, to the usual one unless it is named.
+
+    `ticket`: whether the answer is to bring one for the stream of the task.
+    """
 
     prompt: str
     params: dict[str, Any] = {}
     generator: str | None = None
+    ticket: bool = False
 
 
-class Accepted(msgspec.Struct, rename="camel"):
+class Accepted(msgspec.Struct, rename="camel", omit_defaults=True):
     """A task was accepted: it will reach a terminal state, and the URLs say where that can be seen."""
 
     task_id: str
@@ -63,6 +68,7 @@ class Accepted(msgspec.Struct, rename="camel"):
     status_url: str
     events_url: str
     poll_after_ms: int
+    ticket: str | None = None
 
 
 class DeleteOutcome(msgspec.Struct, rename="camel"):
@@ -121,8 +127,11 @@ class TaskEndpoints:
         if wanted.generator not in self._generators:
             raise UnknownGenerator
         params = msgspec.json.encode(wanted.params)
+        ticket = draft(caller) if wanted.ticket else None
         try:
-            change = await self._store.create(caller.claims, caller.user_id, wanted.prompt, params, wanted.generator)
+            change = await self._store.create(
+                caller.claims, caller.user_id, wanted.prompt, params, wanted.generator, ticket
+            )
         except NoSuchUser:
             raise Unauthorized("This user does not exist in the database (auth.users)") from None
         except ParamsTooLarge:
@@ -138,6 +147,7 @@ class TaskEndpoints:
             status_url=status_url,
             events_url=f"/api/generate/events?taskId={quote(change.task_id)}",
             poll_after_ms=poll_after_ms,
+            ticket=ticket.text if ticket else None,
         )
         return Response(
             msgspec.json.encode(accepted),

@@ -20,6 +20,7 @@ from server.tasks import snapshot
 from server.tasks.ledger import DELIVERIES_NOTED_MAX, Said
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import OPEN, Complete, Fail, Outcome, Report
+from server.tasks.tickets import UNSPENT_MAX, Draft
 
 Publish: TypeAlias = Callable[[TaskChange], None]
 # open: the run can end. late: it cannot, but a result of it would be kept. over: nothing of it is wanted any more.
@@ -80,11 +81,17 @@ class TaskStore:
             return await self._pool.fetchrow(statement, *arguments)
 
     async def create(
-        self, claims: str, user_id: str, prompt: str, params: bytes, generator: str | None = None
+        self,
+        claims: str,
+        user_id: str,
+        prompt: str,
+        params: bytes,
+        generator: str | None = None,
+        ticket: Draft | None = None,
     ) -> TaskChange:
-        """Accept a task: row, first event and outgoing message in one transaction. `generator`: None is the default.
+        """Accept a task: row, first event and outgoing message in one transaction, and a ticket for it if one is given.
 
-        Raises NoSuchUser and ParamsTooLarge.
+        `generator`: None is the default. Raises NoSuchUser and ParamsTooLarge.
         """
         task_id = secrets.token_urlsafe(16)
         try:
@@ -100,7 +107,17 @@ class TaskStore:
                 )
                 (row,) = await connection.fetch("select * from taskbeam.changes where task_id = $1", task_id)
                 await connection.execute("set local role service_role")  # the message is ours, not the user's
-                await connection.execute("insert into taskbeam.dispatches (task_id, attempt) values ($1, 1)", task_id)
+                await connection.execute(
+                    """with dispatched as (insert into taskbeam.dispatches (task_id, attempt) values ($1, 1))
+                       select taskbeam.keep_ticket($2, $3, $4, $5, array[$1], $6, $7) where $2 is not null""",
+                    task_id,
+                    ticket and ticket.digest,
+                    user_id,
+                    claims,
+                    ticket and ticket.caller.expires_at,
+                    ticket and ticket.lifetime_seconds,
+                    UNSPENT_MAX,
+                )
         except asyncpg.ForeignKeyViolationError:
             raise NoSuchUser from None
         except asyncpg.CheckViolationError as error:

@@ -181,4 +181,4 @@ def test_of_a_key_set_what_is_usable_is_used() -> None:
 
 
 def test_every_reason_is_counted_and_said() -> None:
-    assert set(REFUSALS) == {"missing", *REASONS}
+    assert set(REFUSALS) == {"missing", "ticket", *REASONS}

@@ -89,6 +89,10 @@ class Here:
         answer = await self.client.post(f"{self.deployment.web.url}/api/generate", json={"prompt": "a test"})
         return str(answer.json()["taskId"])
 
+    async def ticket(self, task_id: str) -> str:
+        answer = await self.client.post(f"{self.deployment.web.url}/api/generate/ticket", json={"taskIds": [task_id]})
+        return str(answer.json()["ticket"])
+
     def report_headers(self, task_id: str) -> dict[str, str]:
         return {"Authorization": f"Bearer {make_token(self.secret, task_id, 1)}"}
 

@@ -39,12 +39,13 @@ BEFORE = {
 }
 
 
-def stand_ins(here: Here, task_id: str, message_id: str, letter_id: str) -> dict[str, str]:
+def stand_ins(here: Here, task_id: str, message_id: str, letter_id: str, ticket: str) -> dict[str, str]:
     """What takes the place of the values that the examples have in common."""
     return {
         values.RUN_TOKEN: make_token(here.secret, task_id, 1),
         values.HOOK_TOKEN: make_token(here.secret, task_id, 1, "webhook standard "),
         values.TASK_ID: task_id,
+        values.TICKET: ticket,
         values.WEBHOOK_TIME: str(int(time.time())),
         dispatcher.MESSAGE: message_id,
         dispatcher.DEAD_LETTER: letter_id,
@@ -98,6 +99,7 @@ async def test_it_is_answered_as_shown(here: Here, part: str, name: str, example
     operation = (here.web if part == "web" else here.dispatcher).operation(name)
     sample = next(s for s in operation.body["x-codeSamples"] if s["x-example"] == example)
     task_id, message_id, letter_id = await here.create(), await here.publish(), ""
+    ticket = await here.ticket(task_id) if name == "followTasks" else ""
     if name in ("listDeadLetters", "getDeadLetter"):
         message_id, letter_id = await here.dead_letter()
     if (name, example) in BEFORE:
@@ -105,7 +107,7 @@ async def test_it_is_answered_as_shown(here: Here, part: str, name: str, example
     if name == "getPicture":
         results.save(here.deployment.folder / "results", values.NAME, PNG)
     source = sample["source"]
-    for shown, real in stand_ins(here, task_id, message_id, letter_id).items():
+    for shown, real in stand_ins(here, task_id, message_id, letter_id, ticket).items():
         source = source.replace(shown, real)
     line = read(source)
     signed(here, line)

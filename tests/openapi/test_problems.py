@@ -53,6 +53,14 @@ def create(body: bytes, media: str = "application/json", path: str = "/api/gener
     return lambda *_: {"target": path, "content": body, "headers": {"Content-Type": media}}
 
 
+def ticket(body: bytes, media: str = "application/json") -> Provoke:
+    return lambda _, task_id: {
+        "target": "/api/generate/ticket",
+        "content": body.replace(b"TASK", task_id.encode()),
+        "headers": {"Content-Type": media},
+    }
+
+
 def of(target: str) -> Provoke:
     """A request without a body, with the method of its operation."""
     return lambda _, task_id: {"target": target.replace("TASK", task_id)}
@@ -82,6 +90,11 @@ SPECIAL: dict[tuple[str, str], Provoke] = {
     ("getTask", "task_not_found"): of("/api/generate/status?taskId=nobody"),
     ("followTasks", "invalid_parameter"): of("/api/generate/events?task=TASK"),
     ("followTasks", "invalid_cursor"): of("/api/generate/events?taskId=TASK&after=x"),
+    ("followTasks", "invalid_ticket"): of("/api/generate/events?taskId=TASK&ticket=spent"),
+    ("createTicket", "invalid_body"): ticket(b'{"taskIds":["a"],"all":true}'),
+    ("createTicket", "task_not_found"): ticket(b'{"taskIds":["nobody"]}'),
+    ("createTicket", "too_large"): ticket(b'{"taskIds":["%s"]}' % (b"x" * 20_000)),
+    ("createTicket", "unsupported_media_type"): ticket(b'{"all":true}', "text/plain"),
     ("followTasks", "task_not_found"): of("/api/generate/events?taskId=nobody"),
     ("openSocket", "not_found"): of("/api/generate/ws"),
     ("takeCallback", "bad_signature"): lambda here, t: {
@@ -109,6 +122,7 @@ SPECIAL: dict[tuple[str, str], Provoke] = {
 # What is right, and cannot be done while the tables are locked.
 LOCKED: dict[str, Provoke] = {
     "createTask": create(b'{"prompt":"a"}'),
+    "createTicket": ticket(b'{"taskIds":["TASK"]}'),
     "listTasks": of("/api/generate"),
     "getTask": of("/api/generate/status?taskId=TASK"),
     "retryTask": of("/api/generate/retry?taskId=TASK"),
