@@ -84,9 +84,10 @@ export async function remove(taskId, access = {}) {
 }
 
 class Server {
-  constructor({ baseUrl = '/', getToken }) {
+  constructor({ baseUrl = '/', getToken, ticket }) {
     this.root = new URL(baseUrl.replace(/\/?$/, '/'), globalThis.location?.href);
     this.getToken = getToken;
+    this.ticket = ticket;
   }
 
   url(route, query = {}) {
@@ -99,7 +100,7 @@ class Server {
     const headers = init.body ? { 'Content-Type': 'application/json' } : {};
     const token = await this.getToken?.();
     if (token) headers.Authorization = `Bearer ${token}`;
-    return fetch(target, { ...init, headers });
+    return fetch(target, { ...init, headers, credentials: this.getToken || this.ticket ? 'same-origin' : 'include' });
   }
 
   async request(route, query, { method, body, abort = new AbortController(), timeoutMs = REQUEST_MS_MAX } = {}) {
@@ -176,7 +177,7 @@ class Following {
   #heardAt = Date.now();
   #refused = false;
 
-  constructor(topic, hooks, transports = topic.server.getToken ? WITH_TOKEN : TRANSPORTS) {
+  constructor(topic, hooks, transports = transportsOf(topic.server)) {
     this.#topic = topic;
     this.#transports = transports;
     this.#hooks = hooks;
@@ -231,20 +232,24 @@ class Following {
     this.#refused = false;
     this.#heardAt = Date.now();
     if (!this.#failures && !this.#rounds) this.#say('connecting');
+    if (this.#rung) this.#better ||= setTimeout(() => this.#tryBetter(), BETTER_MS);
     this.#link = this.#start(this.#rung);
   }
 
   /** Once closed, nothing a transport says is listened to. */
   #start(rung) {
+    const { open: begin } = this.#transports[rung];
     let open = true;
     let stop;
     const close = () => {
       open = false;
+      clearTimeout(patience);
       stop?.();
     };
     const link = { close };
     const heard = (act) => (...said) => {
       if (!open || this.#over) return;
+      clearTimeout(patience);
       this.#heardAt = Date.now();
       act(...said);
     };
@@ -256,11 +261,18 @@ class Following {
       pause: heard((problem) => this.#pause(link, problem)),
       down: heard((waitMs) => this.#down(link, waitMs)),
     };
-    try {
-      stop = this.#transports[rung].open(this.#topic, sink);
-    } catch {
-      setTimeout(sink.down); // there is no such thing here, or a policy forbids it
-    }
+    const isStream = begin !== polling; // which has a limit of its own, and a header
+    const patience = isStream && setTimeout(sink.down, FIRST_EVENT_MS_MAX);
+    const connect = async () => {
+      const { ticket } = this.#topic.server;
+      if (!isStream || !ticket) return (stop = begin(this.#topic, sink));
+      this.#failures--; // where none is to be had, that says nothing of the transport
+      const shown = await ticket();
+      if (!open) return null;
+      this.#failures++;
+      return (stop = begin(this.#topic, sink, shown));
+    };
+    connect().catch(() => sink.down()); // no ticket; or there is no such thing here, or a policy forbids it
     return link;
   }
 
@@ -273,7 +285,6 @@ class Following {
     this.#rung = rung;
     this.#failures = this.#rounds = 0;
     this.#refused = false;
-    if (rung) this.#better ||= setTimeout(() => this.#tryBetter(), BETTER_MS);
     this.#say('live');
   }
 
@@ -312,16 +323,20 @@ class Following {
     this.#link = null;
     this.#failures++;
     this.#say('reconnecting');
-    const { reached, retryAfterMs = 0 } = await this.#catchUp();
+    const { reached, problem = {} } = await this.#catchUp();
     if (this.#over || this.#link) return;
-    if (!reached) this.#failures = 0;
+    const isStranger = problem.status === 401;
+    const hasTicket = this.#topic.server.ticket; // which is not for plain HTTP
+    if (isStranger && !hasTicket) this.#say('reconnecting', problem);
+    if (this.#refused || !(reached || (isStranger && hasTicket))) this.#failures = 0;
     if (this.#failures >= FALL_BACK_FAILURES && this.#transports[this.#rung + 1]) {
       this.#rung++;
       this.#failures = this.#rounds = 0;
       this.#open();
       return;
     }
-    this.#again = setTimeout(() => this.#open(), bounded(Math.max(waitMs, retryAfterMs, backoffMs(this.#rounds++))));
+    const againMs = Math.max(waitMs, problem.retryAfterMs ?? 0, backoffMs(this.#rounds++));
+    this.#again = setTimeout(() => this.#open(), bounded(againMs));
   }
 
   /** Over plain HTTP: what a closed EventSource hides. */
@@ -333,7 +348,7 @@ class Following {
       return { news, reached: true };
     } catch (error) {
       if (error.gone) this.#fail(error);
-      return { news, retryAfterMs: error.retryAfterMs };
+      return { news, problem: error };
     }
   }
 
@@ -363,23 +378,20 @@ const meaning = (sink) => ({
   bye: () => sink.pause(),
 });
 
-/** Once it has worked, the browser reconnects by itself, from its own cursor, until it is CLOSED. */
-function events(topic, sink) {
-  const source = new EventSource(topic.eventsUrl);
-  const patience = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
-  let worked = false;
+/** Once it has worked, the browser reconnects by itself, from its own cursor, until it is CLOSED: with a spent ticket. */
+function events(topic, sink, ticket) {
+  const url = topic.eventsUrl;
+  if (ticket) url.searchParams.set('ticket', ticket);
+  const source = new EventSource(url, { withCredentials: !ticket });
+  let goesOn = false;
   for (const [name, act] of Object.entries(meaning(sink))) {
     source.addEventListener(name, ({ data, lastEventId }) => {
-      worked = true;
-      clearTimeout(patience);
+      goesOn = !ticket;
       act(JSON.parse(data), lastEventId);
     });
   }
-  source.onerror = () => (worked && source.readyState !== EventSource.CLOSED ? sink.pause() : sink.down());
-  return () => {
-    clearTimeout(patience);
-    source.close();
-  };
+  source.onerror = () => (goesOn && source.readyState !== EventSource.CLOSED ? sink.pause() : sink.down());
+  return () => source.close();
 }
 
 /** EventSource sends no headers: with a token fetch reads the stream. */
@@ -395,10 +407,10 @@ function fetched(topic, sink) {
   };
 }
 
-function socket(topic, sink) {
-  const connection = new WebSocket(topic.server.url('/ws').href.replace('http', 'ws'));
+function socket(topic, sink, ticket) {
+  const connection = new WebSocket(topic.server.url('/ws', { ticket }).href.replace('http', 'ws'));
   const send = (message) => connection.send(JSON.stringify(message));
-  let timer = setTimeout(() => sink.down(), FIRST_EVENT_MS_MAX);
+  let timer = 0;
   let againMs = 0;
   const ping = () => {
     send({ type: 'ping' });
@@ -461,6 +473,11 @@ const POLLING = { via: 'polling', open: polling };
 const WEBSOCKET = { via: 'WebSocket', open: socket };
 const TRANSPORTS = [{ via: 'EventSource', open: events }, WEBSOCKET, POLLING];
 const WITH_TOKEN = [{ via: 'fetch', open: fetched }, POLLING]; // a socket sends no headers
+
+function transportsOf({ getToken, ticket }) {
+  if (ticket && !getToken) return TRANSPORTS.slice(0, 2); // polling takes a header
+  return ticket || !getToken ? TRANSPORTS : WITH_TOKEN;
+}
 
 /** What all.js and share.js are made of. @type {any} */
 export const parts = { Following, OneTask, Server, WEBSOCKET };

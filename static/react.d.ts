@@ -6,7 +6,7 @@
  * @param {import('./types.js').Access & {follow?: typeof follow}} [options]
  * @returns {{task: ?import('./types.js').Snapshot, state: ?import('./types.js').State, error: ?Error}}
  */
-export function useTask(taskId: string | null, { follow: given, baseUrl, getToken }?: import("./types.js").Access & {
+export function useTask(taskId: string | null, { follow: given, baseUrl, getToken, ticket }?: import("./types.js").Access & {
     follow?: typeof follow;
 }): {
     task: import("./types.js").Snapshot | null;

@@ -14,12 +14,12 @@ const NOTHING = { taskId: /** @type {?string} */ (null), task: null, state: null
  * @param {import('./types.js').Access & {follow?: typeof follow}} [options]
  * @returns {{task: ?import('./types.js').Snapshot, state: ?import('./types.js').State, error: ?Error}}
  */
-export function useTask(taskId, { follow: given, baseUrl, getToken } = {}) {
+export function useTask(taskId, { follow: given, baseUrl, getToken, ticket } = {}) {
   const [known, setKnown] = useState(NOTHING);
-  const token = useRef(getToken);
-  const hasToken = getToken !== undefined;
+  const proofs = useRef({ getToken, ticket });
+  const [hasToken, hasTicket] = [getToken !== undefined, ticket !== undefined];
   useEffect(() => {
-    token.current = getToken; // a new function at each render is no reason to connect anew
+    proofs.current = { getToken, ticket }; // a new function at each render is no reason to connect anew
   });
   useEffect(() => {
     if (!taskId) return undefined;
@@ -29,7 +29,8 @@ export function useTask(taskId, { follow: given, baseUrl, getToken } = {}) {
     // Not as a default above: a minifier may put the function itself there, and it is then another at each render.
     const handle = (given ?? follow)(taskId, {
       ...(baseUrl !== undefined && { baseUrl }),
-      ...(hasToken && { getToken: () => token.current() }),
+      ...(hasToken && { getToken: () => proofs.current.getToken() }),
+      ...(hasTicket && { ticket: () => proofs.current.ticket() }),
       onUpdate: (task) => put({ task }),
       onState: (state) => put({ state }),
     });
@@ -38,7 +39,7 @@ export function useTask(taskId, { follow: given, baseUrl, getToken } = {}) {
       mounted = false;
       handle.close();
     };
-  }, [taskId, given, baseUrl, hasToken]);
+  }, [taskId, given, baseUrl, hasToken, hasTicket]);
   const { task, state, error } = known.taskId === taskId ? known : NOTHING;
   return { task, state, error };
 }

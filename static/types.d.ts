@@ -28,7 +28,8 @@ export type Snapshot = {
     updatedAt: string;
 };
 /**
- * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task, or no more.
+ * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task, or no
+ * more; reconnecting with the code of a 401 (access_token_expired, say): sign in again, and it goes on.
  */
 export type State = {
     via: "EventSource" | "fetch" | "WebSocket" | "polling";
@@ -40,16 +41,19 @@ export type State = {
 };
 /**
  * Where Taskbeam is, if not at the root of this origin, and as whom it is asked. getToken is called before each request,
- * so that it may refresh what it gives.
+ * so that it may refresh what it gives; ticket before each EventSource and WebSocket, which send no headers, for a new one.
+ * With neither cookies are sent, also to another origin.
  */
 export type Token = string | null | undefined;
 /**
  * Where Taskbeam is, if not at the root of this origin, and as whom it is asked. getToken is called before each request,
- * so that it may refresh what it gives.
+ * so that it may refresh what it gives; ticket before each EventSource and WebSocket, which send no headers, for a new one.
+ * With neither cookies are sent, also to another origin.
  */
 export type Access = {
     baseUrl?: string;
     getToken?: () => Token | Promise<Token>;
+    ticket?: () => Promise<string>;
 };
 /**
  * onUpdate gets the versions of a task in strictly rising order, the terminal one last; onPosition what has no version.

@@ -11,7 +11,8 @@
  */
 
 /**
- * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task, or no more.
+ * How one is connected. refused: the server has no room and says when to come back; failed: there is no such task, or no
+ * more; reconnecting with the code of a 401 (access_token_expired, say): sign in again, and it goes on.
  *
  * @typedef {{via: 'EventSource'|'fetch'|'WebSocket'|'polling', problem?: {code?: string, detail?: string},
  *   phase: 'connecting'|'live'|'reconnecting'|'refused'|'ended'|'failed'}} State
@@ -19,10 +20,12 @@
 
 /**
  * Where Taskbeam is, if not at the root of this origin, and as whom it is asked. getToken is called before each request,
- * so that it may refresh what it gives.
+ * so that it may refresh what it gives; ticket before each EventSource and WebSocket, which send no headers, for a new one.
+ * With neither cookies are sent, also to another origin.
  *
  * @typedef {string|null|undefined} Token
- * @typedef {{baseUrl?: string, getToken?: () => Token|Promise<Token>}} Access
+ * @typedef {{baseUrl?: string, getToken?: () => Token|Promise<Token>,
+ *   ticket?: () => Promise<string>}} Access
  */
 
 /**
