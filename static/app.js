@@ -6,6 +6,7 @@ import { Problem, follow, generate, list } from './client.js';
 import { Connection } from './connection.js';
 import { Recent } from './recent.js';
 import { Removal } from './removal.js';
+import { Session } from './session.js';
 import { SharedStream } from './tabs.js';
 import { TASKS_MAX, Tasks, isOpen } from './tasks.js';
 import { View } from './view.js';
@@ -19,6 +20,7 @@ const prompt = /** @type {HTMLTextAreaElement} */ (document.querySelector('#prom
 const submit = composer.querySelector('button');
 const problem = document.querySelector('#prompt-error');
 const connection = new Connection(document.querySelector('#connection'));
+const session = new Session(document.querySelector('#session'), document.querySelector('#sign-in'));
 const view = new View(document.querySelector('#frame'), document.querySelector('#task'), {
   onAgain: again,
   onDelete: () => removal.ask(tasks.get(inView())),
@@ -136,6 +138,7 @@ async function begin(words, params) {
     location.hash = `task=${taskId}`;
   } catch (error) {
     unreached = !(error instanceof Problem);
+    if (error.status === 401) session.check();
     problem.textContent = unreached ? 'The server cannot be reached. Try again shortly.' : error.message;
   } finally {
     submit.removeAttribute('aria-disabled');
@@ -189,6 +192,7 @@ new SharedStream({
   onDeleted: forget,
   onState: (state) => {
     connection.show(state);
+    session.hear(state);
     if (state.phase === 'live' && unreached) problem.textContent = '';
     if (state.phase === 'live' && !loaded) load();
   },

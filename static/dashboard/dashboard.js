@@ -6,6 +6,7 @@ import { followAllBySocket, vanished } from '../all.js';
 import { list } from '../client.js';
 import { Connection } from '../connection.js';
 import { Removal } from '../removal.js';
+import { Session } from '../session.js';
 import { Board, TASKS_MAX } from './board.js';
 import { LatencyChart, RateChart } from './charts.js';
 import { Drawer } from './drawer.js';
@@ -26,6 +27,7 @@ const pause = find('#pause');
 const rateChart = new RateChart(find('#rates'));
 const latencyChart = new LatencyChart(find('#latency'));
 const connection = new Connection(find('#connection'), { WebSocket: 'Live' });
+const session = new Session(find('#session'), /** @type {HTMLDialogElement} */ (find('#sign-in')));
 const table = new Table(find('#tasks'), {
   onOpen: (taskId) => (location.hash = `task=${encodeURIComponent(taskId)}`),
   onTurn: () => show({ forced: true }),
@@ -201,6 +203,7 @@ followAllBySocket({
   onDeleted: forget,
   onState: (state) => {
     connection.show(state);
+    session.hear(state);
     if (state.phase === 'live') {
       if (!wasLive) readList();
       say(wasLive ? '' : 'Connected');

@@ -3,12 +3,14 @@
 
 import { Problem, follow, isTerminal } from '../client.js';
 import { removalOf } from '../removal.js';
+import { Ledger } from './ledger.js';
 import { draw, merge, offset, steps } from './timeline.js';
 import { duration, statusOf, write } from './words.js';
 
 export class Drawer {
   #dialog;
   #find;
+  #ledger;
   #taskId = '';
   #gone = false;
   /** @type {?import('../client.js').Handle} */
@@ -26,6 +28,7 @@ export class Drawer {
   constructor(dialog, find, { onClose, onDelete }) {
     this.#dialog = dialog;
     this.#find = find;
+    this.#ledger = new Ledger(dialog.querySelector('.ledger'));
     dialog.querySelector('.delete').addEventListener('click', () => onDelete(this.#newest));
     dialog.addEventListener('close', () => {
       this.#forget();
@@ -92,6 +95,7 @@ export class Drawer {
     this.#replayed = [];
     this.#replay?.close();
     this.#replay = null;
+    this.#ledger.forget();
   }
 
   get #newest() {
@@ -118,6 +122,7 @@ export class Drawer {
     this.#list(steps(moments, task), moments[0].atMs);
     write(this.#part('.replaced'), task.attempt > 1 ? 'Earlier failures that a retry replaced are not replayed.' : '');
     this.#show(this.#picture, task);
+    this.#ledger.show({ ...task, taskId: this.#taskId });
     write(this.#part('.delete'), removalOf(task));
     /** @type {HTMLAnchorElement} */ (this.#part('.elsewhere')).href = `/#task=${encodeURIComponent(task.taskId)}`;
   }

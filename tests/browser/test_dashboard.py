@@ -7,7 +7,9 @@ from playwright.async_api import BrowserContext, expect
 
 from tests.browser.conftest import WAIT_MS_MAX, Seen
 from tests.browser.test_page import create
+from tests.conftest import Deploy
 from tests.deployment import Deployment
+from tests.playing import Play
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=WAIT_MS_MAX)
@@ -42,12 +44,14 @@ async def test_tasks_come_live_and_one_is_looked_into(
     await opener.focus()
     await page.keyboard.press("Enter")
     drawer = page.get_by_role("dialog", name="A fox in the snow")
-    steps = drawer.get_by_role("listitem")
+    steps = drawer.locator(".steps").first.get_by_role("listitem")
     await expect(steps.first).to_contain_text("Accepted")
     await expect(steps.nth(1)).to_contain_text("Started")
     await expect(steps.last).to_contain_text("Finished")
     assert await steps.count() > 3, "what was seen of the way"
     await expect(drawer.get_by_role("img", name="A fox in the snow")).to_be_visible()
+    said = drawer.get_by_role("region", name="Deliveries").get_by_role("listitem")
+    await expect(said).to_have_text([re.compile(r"Callback applied, delivery 1, HTTP 200\+[12]\.\d s")])
     await create(deployment, "An island in the fog", simulate="refuse")
     await expect(page.locator(".counts [data-status=failed] .count")).to_have_text("2")
     await page.keyboard.press("Escape")
@@ -61,10 +65,9 @@ async def test_tasks_come_live_and_one_is_looked_into(
     task_id = seen.asked("taskId=")[-1].split("taskId=")[1].split("&")[0]
     sent = await context.new_page()
     await sent.goto(f"{deployment.web.url}/dashboard#task={task_id}")
-    await expect(sent.get_by_role("dialog").get_by_role("listitem")).to_contain_text(
-        ["Accepted", "Started", "Finished"]
-    )
-    assert "after=1" in seen.asked(f"taskId={task_id}")[-1]
+    replayed = sent.locator("#task .steps").first.get_by_role("listitem")
+    await expect(replayed).to_contain_text(["Accepted", "Started", "Finished"])
+    assert "after=1" in seen.asked(f"events?taskId={task_id}")[-1]
     await sent.goto(f"{deployment.web.url}/dashboard#task=none")
     await expect(sent.get_by_role("dialog").get_by_role("status")).to_contain_text("There is no such task")
 
@@ -104,4 +107,30 @@ async def test_filters_order_and_small_screens(deployment: Deployment, context: 
         await expect(page.get_by_role("dialog")).to_be_visible()
         assert await page.locator(".drawer").evaluate("drawer => drawer.scrollWidth <= drawer.clientWidth")
         await page.get_by_role("button", name="Close").click()
+    assert seen.errors == []
+
+
+async def test_the_ledger_of_a_task_grows_while_it_is_looked_at(
+    deploy: Deploy, context: BrowserContext, seen: Seen
+) -> None:
+    here = await deploy(dispatchers=0, generator=False)
+    play = await Play.of(here)
+    task_id, other = await play.create(), await play.create("an island")
+    await context.route("https://example.com/**", lambda route: route.fulfill(status=200))  # its picture
+    page = await context.new_page()
+    await page.goto(f"{here.web.url}/dashboard#task={task_id}")
+    ledger = page.get_by_role("region", name="Deliveries")
+    said = ledger.get_by_role("listitem")
+    await expect(page.locator("#task .steps").first).to_contain_text("Accepted")
+    await expect(ledger).to_be_hidden()
+    await play.report(task_id, status="failed", error="no paint")
+    await expect(said).to_contain_text(["Report applied, delivery 1"])
+    await play.finish(task_id)  # too late, and kept
+    async with here.client() as client:
+        await client.post(f"/api/generate/retry?taskId={task_id}")
+    await expect(said).to_contain_text(["Report applied, delivery 1", "Callback too late, delivery 4, HTTP 200"])
+    assert await said.last.get_attribute("data-outcome") == "stale"
+    await page.goto(f"{here.web.url}/dashboard#task={other}")
+    await expect(page.get_by_role("dialog", name="an island")).to_be_visible()
+    await expect(ledger).to_be_hidden()
     assert seen.errors == []
