@@ -61,6 +61,7 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a connection cut while the pool takes it back
     asyncpg.CannotConnectNowError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database lets nobody in, by its owner's will
     asyncpg.InsufficientResourcesError,  # no connection, no memory, or no room on its disk
     asyncpg.PostgresSystemError,  # it could not read or write a file
     asyncpg.AdminShutdownError,
