@@ -84,8 +84,10 @@ async def test_a_bare_redis_client_hears_every_change(
     logged = await owner.fetch("select version from task_events where task_id = $1 order by version", task_id)
     assert [row["version"] for row in logged] == list(range(1, len(logged) + 1))
     assert versions[-1] == len(logged)
-    assert versions == list(range(versions[0], len(logged) + 1))
-    assert versions[0] <= began + 1
+    # Each, but not in order: the dispatcher publishes that it has begun, a web process what the generator then says,
+    # and whoever follows by our own transports has them put right.
+    assert sorted(versions) == list(range(min(versions), len(logged) + 1))
+    assert min(versions) <= began + 1
 
 
 @pytest.mark.parametrize("mode", ["swallow", "double", "reorder"])
