@@ -217,6 +217,9 @@ def explain(error: BaseException, url: str) -> str:
     where = _place(url)
     if _is_unknown_pooler(error):
         return f"{where} is a pooler: set DATABASE_POOLER=transaction, and DATABASE_DIRECT_URL to the database itself"
+    if isinstance(error, asyncpg.InsufficientPrivilegeError):
+        reason = str(error).partition("\n")[0]
+        return f"Postgres at {where} says: {reason} (`migrate` and `up` need the owner's URL, and come first)"
     if isinstance(error, UNMIGRATED):
         return f"the database at {where} has no tables of Taskbeam's, or older ones: run `taskbeam migrate`"
     if isinstance(error, asyncpg.PostgresError):

@@ -5,6 +5,10 @@
 \set ON_ERROR_STOP on
 set client_min_messages to warning;
 \getenv password LOGIN_PASSWORD
+\if :{?password}
+\else
+  do $$ begin raise exception 'LOGIN_PASSWORD is not set: nothing was changed'; end $$;
+\endif
 select 'create role taskbeam login noinherit'
 where not exists (select from pg_roles where rolname = 'taskbeam') \gexec
 alter role taskbeam password :'password';

@@ -64,7 +64,9 @@ async def ask(origin: Origin, method: str, target: str, body: bytes = b"") -> An
             f"the certificate of {origin.host} is not trusted: {why} (SSL_CERT_FILE names further authorities)"
         ) from None
     except ssl.SSLError as error:
-        raise NotReached(f"no TLS with {origin.host}: {error.reason or error} (does it speak plain http://?)") from None
+        raise NotReached(
+            f"no TLS with {origin.host}: {error.reason or error} (does it speak plain http://, or has another name?)"
+        ) from None
     except ConnectionRefusedError:
         raise NotReached(f"nothing listens at {host} port {port} (connection refused)") from None
     except TimeoutError:
@@ -88,12 +90,16 @@ def told(origin: Origin, answer: Answer) -> str:
         case 301 | 302 | 303 | 307 | 308:
             where = answer.headers.get("location", "elsewhere")[:SHOWN_CHARACTERS_MAX]
             return f"{origin.url} sends on to {where}: give the address that answers itself"
+        case 401 if problem.code in ("access_token_expired", "invalid_access_token"):
+            return f"refused, {said}: --token has to be a user's access token that is good for a while"
         case 401:
             return f"refused, {said}: who asks must be known (--token, or --user where a proxy asks for a password)"
         case 403:
             return f"refused, {said}: not for this caller"
         case 421:
             return f"refused, {said}: ask it by a name of its own machine, or through the proxy that knows the caller"
+        case 404 if problem.code == "not_found":
+            return f"refused, {said}: a Taskbeam, but not below {origin.url} (the path is a prefix, mostly none)"
         case _ if problem.code:
             return f"refused, {said}"
         case _:
