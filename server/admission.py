@@ -57,9 +57,10 @@ class OfThisMachine:
 class SignedIn:
     """With sign-in. `origins` are those of pages that may call; a proxy on this machine may stand in front."""
 
-    def __init__(self, hosts: Collection[str], origins: Collection[str]) -> None:
+    def __init__(self, hosts: Collection[str], origins: Collection[str], *, https: bool) -> None:
         self._hosts = frozenset(hosts)
         self._origins = frozenset(origins)
+        self._schemes = ("https",) if https else ("http", "https")
 
     def admit(self, path: str, headers: Headers) -> None:
         host = headers.get("host", "").lower()
@@ -73,12 +74,23 @@ class SignedIn:
         # there no cookie is looked at.
         if "authorization" in headers:
             return
-        origin = headers.get("origin")
-        if origin is None:
-            if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        origin = headers.get("origin", "").lower()
+        elsewhere = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if not origin:
+            if elsewhere:
                 raise errors.ForeignOrigin
-        elif origin.lower() not in self._origins and not _is_own(origin.lower(), host, headers):
+        elif origin not in self._origins and (elsewhere or not self._is_own(origin, host, headers)):
             raise errors.ForeignOrigin("ALLOWED_ORIGINS says which pages elsewhere may call this server")
+
+    def _is_own(self, origin: str, host: str, headers: Headers) -> bool:
+        """Whether a page is of the host it asks, or of that of a proxy of the app in front, which no page can name.
+
+        Where browsers come over TLS the page has to have come so too: anybody on the way could have written another.
+        """
+        scheme, _, name = origin.partition("://")
+        if name not in (host, headers.get("x-forwarded-host", host).lower()):
+            return False
+        return scheme in self._schemes or (scheme == "http" and is_local_host(name))
 
 
 def admission(settings: Settings) -> Admission:
@@ -89,13 +101,9 @@ def admission(settings: Settings) -> Admission:
     own = {
         f"{parts.scheme}://{parts.netloc}".lower() for parts in [urlsplit(settings.public_url or "")] if parts.netloc
     }
-    return SignedIn(told | set(settings.allowed_hosts), own | set(settings.allowed_origins))
-
-
-def _is_own(origin: str, host: str, headers: Headers) -> bool:
-    """Whether a page is of the host it asks, or of that of a proxy of the app in front, which no page can name."""
-    scheme, _, name = origin.partition("://")
-    return scheme in ("http", "https") and name in (host, headers.get("x-forwarded-host", host).lower())
+    return SignedIn(
+        told | set(settings.allowed_hosts), own | set(settings.allowed_origins), https=settings.serves_https
+    )
 
 
 def _comes_from_here(headers: Headers) -> bool:

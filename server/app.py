@@ -142,7 +142,14 @@ class Web:
                 settings,
                 identity=self.identity,
                 tasks=TaskEndpoints(
-                    identify, store, Retries(pool, store.announce), reader, pace, metrics, clear_away, generators
+                    identify,
+                    store,
+                    Retries(pool, store.announce, store.turn),
+                    reader,
+                    pace,
+                    metrics,
+                    clear_away,
+                    generators,
                 ),
                 poll=Poll(identify, following, rights, reader, pace, metrics),
                 tickets=TicketDesk(identify, tickets),

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import errors
@@ -22,6 +23,8 @@ from server.request_id import HEADER, request_id_of
 log = structlog.get_logger()
 
 PATH_CHARACTERS_LOGGED = 200
+# Nobody is there to be answered; as nginx has it in its log.
+GONE = 499
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -106,6 +109,9 @@ class _Exchange:
         await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:
+        if isinstance(error, ClientDisconnect):
+            self.status = self.status or GONE
+            return
         problem = _problem(error, self._scope)
         if problem.status >= 500:
             log.error("request_failed", code=problem.code, exc_info=problem.code == "internal_error" and error)

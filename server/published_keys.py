@@ -101,7 +101,7 @@ class PublishedKeys(Generic[Keys]):
                     if len(document) > BYTES_MAX:
                         raise ValueError("too large")
             keys = self._read(document)
-        except (httpx.HTTPError, ValueError, TimeoutError) as error:
+        except Exception as error:  # also of what reads it: whoever publishes is not to be able to stop us
             log.warning("keys_unavailable", host=httpx.URL(self._url).host, reason=type(error).__name__)
             return
         self._fetched_at = self._tried_at

@@ -1,5 +1,6 @@
 """Who may address a server without sign-in at all, and what every answer carries."""
 
+import asyncio
 import json
 import re
 
@@ -7,7 +8,9 @@ import pytest
 
 from tests.conftest import Deploy
 from tests.deployment import Deployment
+from tests.exposition import scrape
 from tests.playing import Play
+from tests.receiver import until
 
 
 @pytest.fixture
@@ -204,3 +207,19 @@ async def test_logs_and_metrics_hold_no_ids_and_no_secrets(here: Deployment) -> 
     assert requests
     assert requests[0]["task_id"] == task_id
     assert requests[0]["request_id"]
+
+
+async def test_who_hangs_up_in_the_middle_is_no_defect(here: Deployment) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", here.web.port)
+    writer.write(b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\n")
+    writer.write(b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.close()
+    labels = {"route": "/api/generate", "method": "POST", "status": "499"}
+
+    async def counted() -> bool:
+        return ("taskbeam_requests_total", frozenset(labels.items())) in await scrape(here.web.url)
+
+    await until(counted, "the request is counted")
+    assert "request_failed" not in here.web.log.read_text()

@@ -95,3 +95,20 @@ async def test_the_same_keys_stay_the_same_object(fal: Receiver, monkeypatch: py
     found = await keys.current()
     assert await keys.renewed(found) is found
     assert len(fal.at("/jwks")) == 2
+
+
+async def test_a_document_that_nobody_foresaw_stops_nothing(fal: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def odd(document: bytes) -> bytes:
+        if document == b"odd":
+            raise NotImplementedError
+        return document
+
+    url = fal.script("/jwks", Reply(200, b"odd"), Reply(200, b"one"), Reply(200, b"odd"), Reply(200, b"two"))
+    keys = PublishedKeys(url, odd, fresh_seconds=0.0, kept_seconds_max=None)
+    with pytest.raises(KeysUnavailable):
+        await keys.current()
+    monkeypatch.setattr(published_keys, "AGAIN_SECONDS_MIN", 0.0)
+    assert await keys.current() == b"one"
+    async with asyncio.timeout(5):  # on the side: one that cannot be read, then one that can
+        while await keys.current() != b"two":  # noqa: ASYNC110  (nobody is told)
+            await asyncio.sleep(0.01)

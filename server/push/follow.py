@@ -91,9 +91,9 @@ class Follower:
         """There is something to say that is of no task."""
         self._subscription.wake()
 
-    def revoke(self, task_id: str) -> None:
-        """The caller may not see this task any more: to him it is deleted."""
-        self._subscription.withhold(task_id)
+    def revoke(self, task_id: str) -> bool:
+        """The caller may not see this task any more: to him it is deleted. Whether that is new."""
+        return self._subscription.withhold(task_id)
 
     async def ready(self) -> list[hub.Item]:
         """What can be sent now, in order; reads the log where the bus left a gap."""

@@ -79,7 +79,7 @@ class Subscription:
     `conflated` is called for each change that a newer one replaces before it was taken.
     """
 
-    __slots__ = ("closing", "conflated", "deleted", "gap", "inbox", "received", "topic", "wake")
+    __slots__ = ("closing", "conflated", "deleted", "gap", "inbox", "received", "topic", "wake", "withheld")
 
     def __init__(
         self, topic: str, after: int, wake: Callable[[], None], conflated: Callable[[], None] = lambda: None
@@ -92,6 +92,7 @@ class Subscription:
         self.gap = False  # something lies between `received` and what the bus said
         self.closing = False
         self.deleted: tuple[str, ...] = ()  # tasks of this topic that are gone, and were not told of yet
+        self.withheld: tuple[str, ...] = ()  # tasks that may not be told of any more
 
     def offer(self, item: Item) -> None:
         """Take an item in if it joins what is here, else note the gap. Old news is dropped."""
@@ -99,6 +100,9 @@ class Subscription:
             return
         if item.since > self.received:
             self._miss()
+            return
+        if item.change.task_id in self.withheld:
+            self.received = item.position
             return
         if self.inbox and not self.inbox[-1].change.is_status and self.inbox[-1].change.task_id == item.change.task_id:
             last = self.inbox.pop()  # the newest progress wins
@@ -121,12 +125,16 @@ class Subscription:
         self.deleted = (*self.deleted, *task_ids)[:DELETED_MAX]
         self.wake()
 
-    def withhold(self, task_id: str) -> None:
-        """As if it was deleted, and nothing of it is told that waits."""
+    def withhold(self, task_id: str) -> bool:
+        """As if it was deleted: nothing of it is told that waits, or comes. Whether that is new."""
+        if task_id in self.withheld:
+            return False
+        self.withheld = (*self.withheld, task_id)
         kept = [item for item in self.inbox if item.change.task_id != task_id]
         self.inbox.clear()
         self.inbox.extend(kept)
         self.lose([task_id])
+        return True
 
     def take(self) -> list[Item]:
         """Everything that waits, in order."""

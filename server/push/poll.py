@@ -60,6 +60,7 @@ class Poll:
         wait, after = _wait(query.get("wait")), _after(query.get("after"))
         if wait:
             change = await self._news(request, caller, task_id, after, wait)
+            self._rights.still(caller)
         else:
             change = await self._newest(caller, task_id)
         if change is None:

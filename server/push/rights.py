@@ -40,7 +40,7 @@ class Followed(Protocol):
     @property
     def named(self) -> Collection[str]: ...
 
-    def revoke(self, task_id: str) -> None: ...
+    def revoke(self, task_id: str) -> bool: ...
 
 
 class _Claims(msgspec.Struct):
@@ -103,8 +103,7 @@ class Rights:
         """
         if caller.expires_at is None:
             return
-        if caller.expires_at <= time.time():
-            raise _expired()
+        self.still(caller)
         whose = _whose(caller)
         if self._standings.get(whose, -math.inf) > time.monotonic() - STANDING_SECONDS:
             return
@@ -118,6 +117,11 @@ class Rights:
         self._standings.move_to_end(whose)
         if len(self._standings) > STANDINGS_MAX:
             self._standings.popitem(last=False)
+
+    def still(self, caller: Caller) -> None:
+        """Again, after what took a while. Raises AccessTokenExpired."""
+        if caller.expires_at is not None and caller.expires_at <= time.time():
+            raise _expired()
 
     def enter(self, caller: Caller, followers: Collection[Followed], wake: Callable[[], None]) -> Right | None:
         """From now on its right is watched; None where there is nothing to watch. `followers` may be a live view."""
@@ -227,9 +231,8 @@ class Rights:
         if right.caller.claims != claims:
             return  # renewed meanwhile: it was not asked with what it has now
         for (follower, task_id), sees in zip(pairs, seen, strict=True):
-            if not sees:
+            if not sees and follower.revoke(task_id):
                 self._metrics.access_ended["revoked"].inc()
-                follower.revoke(task_id)
 
 
 def _whose(caller: Caller) -> Whose:

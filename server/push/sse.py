@@ -85,6 +85,11 @@ class EventStreams:
         if follower.over or request.method == "HEAD":
             follower.close()
             return Response(status_code=204 if follower.over else 200, headers=HEADERS, media_type=EVENT_STREAM)
+        try:
+            self._rights.still(follower.caller)
+        except BaseException:
+            follower.close()
+            raise
         self._metrics.sse.joined[follower.sync.mode].inc()
         follower.right = self._rights.enter(follower.caller, (follower,), follower.wake)
         return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
@@ -257,15 +262,21 @@ class _Joined(Response):
     async def _frames(self) -> AsyncIterator[bytes]:
         follower, framer, wake = self._follower, self._framer, asyncio.Event()
         follower.wake_with(wake.set)
+        # Each frame may have to wait for the client to read: whose right ends meanwhile is told no more.
         for frame in framer.begin():
-            yield frame
-        while not framer.done:
+            if follower.ended is None:
+                yield frame
+        while not framer.done or follower.ended is not None:
             wake.clear()
             if follower.closing:
                 yield framer.bye()
                 return
             if not follower.behind or await follower.catch_up():
+                ended = follower.ended
                 for frame in framer.news():
-                    yield frame
-            if not framer.done:
+                    if follower.ended is ended:
+                        yield frame
+                if ended is not None:
+                    return
+            if not framer.done and follower.ended is None:
                 await wake.wait()

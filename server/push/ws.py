@@ -5,6 +5,7 @@ says must: malformed JSON (1007), binary (1003), a message too long (1009, by th
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 SUBSCRIPTIONS_MAX = 1_000
 TASK_IDS_A_MESSAGE_MAX = 500
 SEND_SECONDS_MAX = 30.0
+END_SECONDS_MAX = 2.0
 ALL = "*"
 
 TaskIds: TypeAlias = Annotated[list[str], msgspec.Meta(max_length=TASK_IDS_A_MESSAGE_MAX)]
@@ -73,8 +75,16 @@ Message: TypeAlias = Subscribe | Unsubscribe | Ping | Auth
 _decode = msgspec.json.Decoder(Message).decode
 
 
+class _Over(Exception):
+    """The right of this connection has ended: nothing is sent any more but that."""
+
+
 class _Typed(msgspec.Struct):
     type: str
+
+
+# How a connection may come to its end.
+_USUAL = (_Over, WebSocketDisconnect, OSError, RuntimeError)
 
 
 class Sockets:
@@ -130,22 +140,26 @@ class _Connection:
         self._dirty: dict[str, None] = {}
         self._wake = asyncio.Event()
         self._sending = asyncio.Lock()
-        self._right = rights.enter(caller, self._followers.values(), self._wake.set)
+        self._ended = asyncio.Event()
+        self._right = rights.enter(caller, self._followers.values(), self._news_of_right)
 
     async def run(self) -> None:
         # The hub wakes followers when the process goes; a connection that follows nothing needs one as well.
         presence = self._following.hub.subscribe("presence", 0, self._wake.set)
         writer = asyncio.create_task(self._write())
         reader = asyncio.create_task(self._read())
+        ender = asyncio.create_task(self._end())
         try:
-            await asyncio.wait((writer, reader), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((writer, reader, ender), return_when=asyncio.FIRST_COMPLETED)
+            if self._ended.is_set():
+                await asyncio.wait((ender,))
         finally:
             self._following.hub.unsubscribe(presence)
-            for task in (writer, reader):
+            for task in (writer, reader, ender):
                 task.cancel()
-            results = await asyncio.gather(writer, reader, return_exceptions=True)
+            results = await asyncio.gather(writer, reader, ender, return_exceptions=True)
         for result in results:
-            if isinstance(result, Exception) and not isinstance(result, WebSocketDisconnect | OSError | RuntimeError):
+            if isinstance(result, Exception) and not isinstance(result, _USUAL):
                 raise result
 
     def release(self) -> None:
@@ -155,8 +169,26 @@ class _Connection:
             follower.close()
         self._followers.clear()
 
+    def _news_of_right(self) -> None:
+        self._wake.set()
+        if self._right is not None and self._right.problem is not None:
+            self._ended.set()
+
+    async def _end(self) -> None:
+        """Say that the right has ended, to a client that reads; one that does not is not waited for."""
+        await self._ended.wait()
+        problem = self._right.problem if self._right is not None else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS_MAX), self._sending:
+                if problem is not None:
+                    await self._websocket.send_text(wire.ws_message(wire.Refused([], problem_body(problem))).decode())
+                    await self._close(1008, problem.code)
+
     async def _send(self, data: bytes) -> None:
+        """Raises _Over, also where the right ended while it waited for others to be sent."""
         async with self._sending, asyncio.timeout(SEND_SECONDS_MAX):
+            if self._ended.is_set():
+                raise _Over
             await self._websocket.send_text(data.decode())
 
     async def _close(self, code: int, reason: str) -> None:
@@ -186,6 +218,8 @@ class _Connection:
         await self._send(wire.ws_message(wire.Refused(task_ids, problem_body(problem))))
 
     async def _obey(self, message: Message) -> None:
+        if self._ended.is_set():
+            raise _Over
         match message:
             case Ping():
                 await self._send(wire.ws_message(wire.Pong()))
@@ -292,9 +326,10 @@ class _Connection:
     async def _write(self) -> None:
         while not self._following.hub.closing:
             self._wake.clear()
-            if await self._tell_of_right():
-                return
-            while self._dirty and (self._right is None or self._right.problem is None):
+            ends_at = self._right.take_warning() if self._right is not None else None
+            if ends_at is not None:
+                await self._send(wire.ws_message(wire.Expiring(wire.instant(ends_at))))
+            while self._dirty:
                 key = next(iter(self._dirty))
                 del self._dirty[key]
                 follower = self._followers.get(key)
@@ -305,20 +340,6 @@ class _Connection:
         again_ms = 500 + random.randint(0, spread_ms)  # noqa: S311  (spreads reconnects)
         await self._send(wire.ws_message(wire.Bye("restarting", again_ms)))
         await self._close(1012, "restarting")
-
-    async def _tell_of_right(self) -> bool:
-        """Whether it has ended, and the connection with it."""
-        right = self._right
-        if right is None:
-            return False
-        if right.problem is not None:
-            await self._refuse([], right.problem)
-            await self._close(1008, right.problem.code)
-            return True
-        ends_at = right.take_warning()
-        if ends_at is not None:
-            await self._send(wire.ws_message(wire.Expiring(wire.instant(ends_at))))
-        return False
 
     async def _forward(self, key: str, follower: Follower) -> None:
         for position, _, change in await follower.ready():

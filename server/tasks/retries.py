@@ -5,8 +5,9 @@ once, in the same transaction: nothing is generated again.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 
-from server.db import Pool, acting_as
+from server.db import ACQUIRE_TIMEOUT_SECONDS, Pool, acting_as
 from server.tasks.store import NoSuchTask
 
 ATTEMPTS_MAX = 100
@@ -21,11 +22,17 @@ class Exhausted(ValueError):
 
 
 class Retries:
-    """`announce(task_id, version)` publishes what is committed."""
+    """`announce(task_id, version)` publishes what is committed; `turn()` is the right to write (TaskStore)."""
 
-    def __init__(self, pool: Pool, announce: Callable[[str, int], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        announce: Callable[[str, int], Awaitable[None]],
+        turn: Callable[[], AbstractAsyncContextManager[None]],
+    ) -> None:
         self._pool = pool
         self._announce = announce
+        self._turn = turn
 
     async def retry(self, claims: str, task_id: str) -> None:
         """Of two at once one wins. Raises NoSuchTask, NotFailed and Exhausted."""
@@ -37,7 +44,11 @@ class Retries:
             raise NoSuchTask(task_id)
         if attempt >= ATTEMPTS_MAX:
             raise Exhausted(task_id)
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with (
+            self._turn(),
+            self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+            connection.transaction(),
+        ):
             opened = await connection.fetchrow(
                 """update public.image_generations set
                      status = 'pending', attempt = attempt + 1, delivery = 1, error = null, error_code = null,

@@ -67,7 +67,7 @@ class TaskStore:
         self._turns = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
 
     @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[None]:
         """The right to write. Raises TimeoutError where none is to be had, as the pool does."""
         async with asyncio.timeout(ACQUIRE_TIMEOUT_SECONDS):
             await self._turns.acquire()
@@ -77,7 +77,7 @@ class TaskStore:
             self._turns.release()
 
     async def _write(self, statement: str, *arguments: object) -> asyncpg.Record | None:
-        async with self._turn():
+        async with self.turn():
             return await self._pool.fetchrow(statement, *arguments)
 
     async def create(
@@ -95,7 +95,7 @@ class TaskStore:
         """
         task_id = secrets.token_urlsafe(16)
         try:
-            async with self._turn(), acting_as(self._pool, claims) as connection:
+            async with self.turn(), acting_as(self._pool, claims) as connection:
                 await connection.execute(
                     """insert into public.image_generations (task_id, user_id, prompt, params, generator, began_at)
                        values ($1, $2, $3, $4, $5, null)""",
@@ -322,7 +322,7 @@ class TaskStore:
             if not await connection.fetchval("select true from public.image_generations where task_id = $1", task_id):
                 raise NoSuchTask(task_id)
         try:
-            async with self._turn(), self._pool.acquire() as connection, connection.transaction():
+            async with self.turn(), self._pool.acquire() as connection, connection.transaction():
                 deleted = await self._delete(connection, task_id)
         except (asyncpg.ForeignKeyViolationError, asyncpg.RestrictViolationError):
             raise Referenced(task_id) from None

@@ -168,6 +168,8 @@ def test_of_a_key_set_what_is_usable_is_used() -> None:
                 {**RSA.described, "use": "enc", "kid": "enc"},
                 {"kty": "EC", "crv": "P-521", "x": "AA", "y": "AA"},
                 {"kty": "?"},
+                {**OKP.described, "alg": "none", "kid": "none"},
+                {**OKP.described, "alg": 5, "kid": "number"},
                 "no key",
                 ES.described,
             ]

@@ -225,6 +225,19 @@ def test_old_news_is_dropped_in_silence() -> None:
     assert (heard.took(), heard.subscription.gap, heard.wakes) == ([], False, 0)
 
 
+def test_of_a_task_that_is_withheld_nothing_comes_any_more_and_no_gap_is_made() -> None:
+    subscription = Subscription(USER_TOPIC, 0, lambda: None)
+    one, other = State(), State()
+    for seq, task in enumerate(("a", "b"), 1):
+        subscription.offer(hub.user_item(change_of(task, one, seq)))
+    assert subscription.withhold("a")
+    assert not subscription.withhold("a")
+    for seq, task in enumerate(("a", "b", "a"), 3):
+        subscription.offer(hub.user_item(change_of(task, other, seq)))
+    assert [(item.position, item.change.task_id) for item in subscription.take()] == [(2, "b"), (4, "b")]
+    assert (subscription.received, subscription.gap, subscription.deleted) == (5, False, ("a",))
+
+
 def test_a_gap_wakes_once() -> None:
     heard = Heard().offer(DONE, RETRIED)
     assert (heard.took(), heard.subscription.gap, heard.wakes) == ([], True, 1)

@@ -50,8 +50,11 @@ class Follows:
         self.named = named
         self.revoked: list[str] = []
 
-    def revoke(self, task_id: str) -> None:
-        self.revoked.append(task_id)
+    def revoke(self, task_id: str) -> bool:
+        new = task_id not in self.revoked
+        if new:
+            self.revoked.append(task_id)
+        return new
 
 
 class Here:
@@ -180,6 +183,8 @@ async def test_a_task_that_is_not_shown_any_more(here: Here) -> None:
     await here.minute()
     assert (one.revoked, many.revoked, right.problem) == (["t"], ["t"], None)
     assert here.counted("revoked") == 2
+    await here.minute()
+    assert here.counted("revoked") == 2, "each once"
 
 
 async def test_nobody_is_thrown_out_because_postgres_is_away(here: Here) -> None:

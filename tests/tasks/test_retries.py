@@ -19,7 +19,7 @@ FAILED = Fail(attempt=1, error="stopped", error_code="cancelled", cancelled=True
 
 @pytest.fixture
 def retries(pool: Pool, store: TaskStore) -> Retries:
-    return Retries(pool, store.announce)
+    return Retries(pool, store.announce, store.turn)
 
 
 @pytest.fixture

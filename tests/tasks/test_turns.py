@@ -7,7 +7,8 @@ import pytest
 
 from server.db import Pool
 from server.tasks.reading import TaskReader
-from server.tasks.state import Report
+from server.tasks.retries import Retries
+from server.tasks.state import Fail, Report
 from server.tasks.store import TaskStore
 from tests.conftest import Connection
 from tests.deployment import Database
@@ -22,12 +23,19 @@ async def test_writes_that_wait_for_their_owner_leave_connections_to_readers(
     busy, other = User(), User()
     number = 3 * pool.get_max_size()
     tasks = [(await store.create(busy.claims, busy.id, "a boat", b"{}")).task_id for _ in range(number)]
+    failed = [(await store.create(busy.claims, busy.id, "a boat", b"{}")).task_id for _ in range(number)]
+    for task in failed:
+        await store.fail(task, Fail(attempt=1, error="no paint", error_code="generator_error"))
+    retries = Retries(pool, store.announce, store.turn)
     elsewhere = (await store.create(other.claims, other.id, "a boat", b"{}")).task_id
     holder = await asyncpg.connect(database.owner_url)
     holding = holder.transaction()
     await holding.start()
     await holder.execute("select from taskbeam.owners where user_id = $1 for update", busy.id)
-    writes = [asyncio.create_task(store.report(task, Report(attempt=1, progress=1))) for task in tasks]
+    writes: list[asyncio.Task[str | None]] = [
+        asyncio.create_task(store.report(task, Report(attempt=1, progress=1))) for task in tasks
+    ]
+    writes += [asyncio.create_task(retries.retry(busy.claims, task)) for task in failed]
     try:
         async with asyncio.timeout(5):
             while not await owner.fetchval("select count(*) from pg_locks where not granted"):  # noqa: ASYNC110
@@ -40,7 +48,7 @@ async def test_writes_that_wait_for_their_owner_leave_connections_to_readers(
         await holding.rollback()
         await holder.close()
     # Not one was given up for having waited.
-    assert await asyncio.gather(*writes) == ["applied"] * len(tasks)
+    assert await asyncio.gather(*writes) == ["applied"] * len(tasks) + [None] * len(failed)
 
 
 async def test_who_waits_too_long_for_his_turn_is_told(
