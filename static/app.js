@@ -20,7 +20,10 @@ const prompt = /** @type {HTMLTextAreaElement} */ (document.querySelector('#prom
 const submit = composer.querySelector('button');
 const problem = document.querySelector('#prompt-error');
 const connection = new Connection(document.querySelector('#connection'));
-const session = new Session(document.querySelector('#session'), document.querySelector('#sign-in'));
+const session = new Session(document.querySelector('#session'), document.querySelector('#sign-in'), {
+  onEnter: enter,
+  onLeave: leave,
+});
 const view = new View(document.querySelector('#frame'), document.querySelector('#task'), {
   onAgain: again,
   onDelete: () => removal.ask(tasks.get(inView())),
@@ -34,6 +37,7 @@ let loaded = false;
 let unreached = false; // what is said of the last prompt is no longer so once the stream is live
 let loading = /** @type {?Promise<void>} */ (null);
 let away = 0;
+let stream = /** @type {?SharedStream} */ (null);
 /** A task in view that the stream does not bring, because it is older than what the list begins with. */
 let strayed = /** @type {?import('./client.js').Handle} */ (null);
 
@@ -87,6 +91,10 @@ function route() {
 }
 
 function find(taskId) {
+  if (session.isAway) {
+    view.clear();
+    return;
+  }
   view.loading();
   if (!loaded) return;
   strayed = follow(taskId, { onUpdate: accept });
@@ -97,6 +105,7 @@ function find(taskId) {
 
 /** The first page of the list: what the stream says comes on top of it. What is missing there is no more. */
 async function refresh() {
+  if (!stream) return;
   const known = tasks.newest(TASKS_MAX);
   try {
     const page = await list({ limit: PAGE });
@@ -130,6 +139,10 @@ async function showMore() {
 /** @param {string} words @param {Object<string, unknown>} [params] */
 async function begin(words, params) {
   if (submit.getAttribute('aria-disabled') === 'true') return;
+  if (session.isAway) {
+    session.ask();
+    return;
+  }
   submit.setAttribute('aria-disabled', 'true');
   problem.textContent = '';
   try {
@@ -138,8 +151,8 @@ async function begin(words, params) {
     location.hash = `task=${taskId}`;
   } catch (error) {
     unreached = !(error instanceof Problem);
-    if (error.status === 401) session.check();
-    problem.textContent = unreached ? 'The server cannot be reached. Try again shortly.' : error.message;
+    if (error.status === 401) session.check(); // which asks, and what was typed stays
+    else problem.textContent = unreached ? 'The server cannot be reached. Try again shortly.' : error.message;
   } finally {
     submit.removeAttribute('aria-disabled');
   }
@@ -186,20 +199,34 @@ document.addEventListener('visibilitychange', () => {
 addEventListener('hashchange', route);
 if (/Mac|iP(hone|ad)/.test(navigator.platform)) document.querySelector('#modifier').textContent = '⌘';
 
+/** @param {string} userId whose tasks are followed from now on */
+function enter(userId) {
+  connection.show({ via: 'EventSource', phase: 'connecting' });
+  stream = new SharedStream(userId, {
+    onUpdate: accept,
+    onDeleted: forget,
+    onState: (state) => {
+      connection.show(state);
+      session.hear(state);
+      if (state.phase === 'live' && unreached) problem.textContent = '';
+      if (state.phase === 'live' && !loaded) load();
+    },
+    onPosition: (advice) => {
+      tasks.advise(advice);
+      const task = tasks.get(advice.taskId);
+      if (isOpen(task) && task.taskId === inView()) view.show(task);
+    },
+  });
+  load();
+}
+
+/** Nobody is signed in: nothing is asked until somebody is. */
+function leave() {
+  stream?.close();
+  strayed?.close();
+  stream = strayed = null;
+  connection.leave();
+  route();
+}
+
 route();
-new SharedStream({
-  onUpdate: accept,
-  onDeleted: forget,
-  onState: (state) => {
-    connection.show(state);
-    session.hear(state);
-    if (state.phase === 'live' && unreached) problem.textContent = '';
-    if (state.phase === 'live' && !loaded) load();
-  },
-  onPosition: (advice) => {
-    tasks.advise(advice);
-    const task = tasks.get(advice.taskId);
-    if (isOpen(task) && task.taskId === inView()) view.show(task);
-  },
-});
-load();

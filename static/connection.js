@@ -6,6 +6,7 @@ const WORDS = {
   reconnecting: 'Reconnecting…',
   refused: 'The server is busy; it will let us in shortly',
   failed: 'Not connected',
+  left: 'Not connected',
 };
 const LIVE = { EventSource: 'Live', WebSocket: 'Live over WebSocket', polling: 'Polling' };
 
@@ -25,6 +26,12 @@ export class Connection {
     clearTimeout(this.#timer);
     if (phase === 'live') this.#set(via, phase);
     else this.#timer = setTimeout(() => this.#set(via, phase), SETTLE_MS);
+  }
+
+  /** Nobody is signed in, so it is not tried. */
+  leave() {
+    clearTimeout(this.#timer);
+    this.#set('', 'left');
   }
 
   #set(via, phase) {

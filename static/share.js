@@ -12,6 +12,7 @@ const NO_MORE = { status: 404, code: 'task_not_found', detail: 'There is no such
 
 /**
  * `follow` as in client.js, over one connection, which is opened with the first task and closed with the last.
+ * It does not know whose the tasks are: call it anew for another user, when what it gave to this one is closed.
  *
  * @param {import('./types.js').Access} [access]
  * @returns {{follow: (taskId: string, options?: import('./types.js').Hooks & {after?: number}) => import('./types.js').Handle}}

@@ -1,38 +1,51 @@
 // One stream for all tabs of the page. Over HTTP/1.1 a browser opens six connections a host, and each stream holds
 // one: with a stream a tab the seventh tab would not even load. So the tab that has the lock follows and tells the
 // others; when it goes, the next one takes over. A tab in view that hears nothing from it takes the lock away,
-// because phones suspend tabs without releasing what they hold.
+// because phones suspend tabs without releasing what they hold. Lock and channel are of one user: two tabs of a browser
+// may have been opened by two, and neither may see what is the other's.
 
 import { followAll } from './all.js';
 
-const NAME = 'taskbeam';
 const ASK_MS = 20_000;
 const ANSWER_MS_MAX = 3_000;
 
-/** The caller's tasks, as followed by this tab or by another one. */
+/** The caller's tasks, as followed by this tab or by another one of his. */
 export class SharedStream {
+  #name;
   #hooks;
+  #closed = new AbortController();
   #channel;
   #stream = null;
   #state = null;
   #turn = new AbortController();
   #silence = 0;
 
-  /** @param {import('./types.js').AllOptions} hooks */
-  constructor(hooks) {
+  /** @param {string} userId whose tasks they are @param {import('./types.js').AllOptions} hooks */
+  constructor(userId, hooks) {
+    this.#name = `taskbeam/${userId}`;
     this.#hooks = hooks;
     if (!navigator.locks || !globalThis.BroadcastChannel) {
-      this.#stream = followAll(hooks);
+      this.#stream = followAll({ ...hooks, onState: (state) => state.phase !== 'ended' && hooks.onState?.(state) });
       return;
     }
-    this.#channel = new BroadcastChannel(NAME);
+    this.#channel = new BroadcastChannel(this.#name);
     this.#channel.onmessage = ({ data }) => this.#hear(data);
     this.#queue();
     this.#ask();
-    setInterval(() => this.#ask(), ASK_MS);
-    document.addEventListener('visibilitychange', () => this.#ask());
-    addEventListener('pagehide', () => this.#leave());
-    addEventListener('pageshow', (event) => event.persisted && this.#queue());
+    const asking = setInterval(() => this.#ask(), ASK_MS);
+    const { signal } = this.#closed;
+    signal.addEventListener('abort', () => clearInterval(asking));
+    document.addEventListener('visibilitychange', () => this.#ask(), { signal });
+    addEventListener('pagehide', () => this.#leave(), { signal });
+    addEventListener('pageshow', (event) => event.persisted && this.#queue(), { signal });
+  }
+
+  /** Nothing is heard or told after it; another tab of the same user takes over. */
+  close() {
+    this.#closed.abort();
+    clearTimeout(this.#silence);
+    this.#leave();
+    this.#channel?.close();
   }
 
   /** Wait for the lock and hold it; when another tab takes it away, wait again. */
@@ -40,7 +53,7 @@ export class SharedStream {
     const turn = (this.#turn = new AbortController());
     const options = steal ? { steal } : { signal: turn.signal };
     try {
-      await navigator.locks.request(NAME, options, () => this.#lead(turn.signal));
+      await navigator.locks.request(this.#name, options, () => this.#lead(turn.signal));
     } catch {
       // Taken away, or no longer waited for: both are told apart below.
     }

@@ -27,7 +27,10 @@ const pause = find('#pause');
 const rateChart = new RateChart(find('#rates'));
 const latencyChart = new LatencyChart(find('#latency'));
 const connection = new Connection(find('#connection'), { WebSocket: 'Live' });
-const session = new Session(find('#session'), /** @type {HTMLDialogElement} */ (find('#sign-in')));
+const session = new Session(find('#session'), /** @type {HTMLDialogElement} */ (find('#sign-in')), {
+  onEnter: enter,
+  onLeave: leave,
+});
 const table = new Table(find('#tasks'), {
   onOpen: (taskId) => (location.hash = `task=${encodeURIComponent(taskId)}`),
   onTurn: () => show({ forced: true }),
@@ -56,6 +59,7 @@ let stale = false; // what is being read is from before a break
 let whole = false; // every task there is was read
 let aheadMs = 0; // of our clock the server's is
 let wasLive = false;
+let stream = /** @type {?import('../client.js').Handle} */ (null);
 
 const nowMs = () => Date.now() + aheadMs;
 
@@ -95,6 +99,7 @@ function showCounts() {
 function extent() {
   if (board.full) return `The newest ${number(TASKS_MAX)} tasks; older ones are not kept in this page.`;
   if (loading) return 'Reading older tasks…';
+  if (!stream) return session.isAway ? 'Sign in to see your tasks.' : '';
   return whole ? 'These are all of your tasks.' : 'The newest of your tasks; the older ones could not be read.';
 }
 
@@ -133,7 +138,7 @@ async function readList() {
       }
       cursor = page.cursor;
       changed();
-    } while (cursor && listed.length < TASKS_MAX);
+    } while (stream && cursor && listed.length < TASKS_MAX);
     vanished(known, listed, !cursor).forEach(forget);
     whole = !cursor;
     if (cursor) board.settle();
@@ -142,7 +147,7 @@ async function readList() {
   }
   loading = false;
   changed();
-  if (stale) readList();
+  if (stale && stream) readList();
 }
 
 /** Times are the server's: a phone whose clock is wrong must not show its tasks in the future. */
@@ -185,7 +190,7 @@ document.addEventListener('keydown', (event) => {
   search.focus();
 });
 
-const route = () => drawer.open(new URLSearchParams(location.hash.slice(1)).get('task') ?? '', nowMs);
+const route = () => stream && drawer.open(new URLSearchParams(location.hash.slice(1)).get('task') ?? '', nowMs);
 addEventListener('hashchange', route);
 addEventListener('popstate', route);
 
@@ -193,23 +198,39 @@ const asked = new URLSearchParams(location.search);
 status = filters.some((button) => button.dataset.status === asked.get('status')) ? asked.get('status') : '';
 search.value = asked.get('q') ?? '';
 
-compareClocks();
+/** Somebody is there: his tasks are followed from now on. */
+function enter() {
+  connection.show({ via: 'WebSocket', phase: 'connecting' });
+  compareClocks();
+  stream = followAllBySocket({
+    onUpdate: (task) => {
+      board.accept(task);
+      changed();
+    },
+    onDeleted: forget,
+    onState: (state) => {
+      if (state.phase === 'ended') return; // only of our own closing
+      connection.show(state);
+      session.hear(state);
+      if (state.phase === 'live') {
+        if (!wasLive) readList();
+        say(wasLive ? '' : 'Connected');
+      } else if (wasLive) say('The connection is interrupted; it is being made again.');
+      wasLive = state.phase === 'live';
+    },
+  });
+  route();
+}
+
+/** Nobody is signed in: nothing is asked until somebody is. */
+function leave() {
+  stream?.close();
+  stream = null;
+  wasLive = false;
+  drawer.rest();
+  connection.leave();
+  changed();
+}
+
 setInterval(changed, TICK_MS);
-followAllBySocket({
-  onUpdate: (task) => {
-    board.accept(task);
-    changed();
-  },
-  onDeleted: forget,
-  onState: (state) => {
-    connection.show(state);
-    session.hear(state);
-    if (state.phase === 'live') {
-      if (!wasLive) readList();
-      say(wasLive ? '' : 'Connected');
-    } else if (wasLive) say('The connection is interrupted; it is being made again.');
-    wasLive = state.phase === 'live';
-  },
-});
-route();
 show({ forced: true });

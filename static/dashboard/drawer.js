@@ -31,7 +31,7 @@ export class Drawer {
     this.#ledger = new Ledger(dialog.querySelector('.ledger'));
     dialog.querySelector('.delete').addEventListener('click', () => onDelete(this.#newest));
     dialog.addEventListener('close', () => {
-      this.#forget();
+      this.rest();
       onClose();
     });
     dialog.addEventListener('click', ({ target }) => target === dialog && dialog.close()); // beside it
@@ -43,7 +43,7 @@ export class Drawer {
   /** @param {string} taskId none closes it */
   open(taskId, nowMs) {
     if (taskId === this.#taskId) return;
-    this.#forget();
+    this.rest();
     if (!taskId) {
       this.#dialog.close();
       return;
@@ -88,7 +88,8 @@ export class Drawer {
     this.show(nowMs);
   }
 
-  #forget() {
+  /** Nothing is asked any more until it is opened, also with the same task. */
+  rest() {
     this.#taskId = '';
     this.#gone = false;
     this.#task = null;

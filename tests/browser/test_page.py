@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from playwright.async_api import BrowserContext, Page, WebSocketRoute, expect
 
+from server.auth import LOCAL_USER_ID
 from tests.browser.conftest import WAIT_MS_MAX, Seen
 from tests.deployment import Deployment
 
@@ -143,7 +144,8 @@ async def test_a_tab_that_has_the_stream_and_is_suspended(
 ) -> None:
     suspended = await context.new_page()
     await suspended.goto(f"{deployment.web.url}/docs")
-    await suspended.evaluate("navigator.locks.request('taskbeam', () => new Promise(() => {})).catch(() => {}), null")
+    held = f"navigator.locks.request('taskbeam/{LOCAL_USER_ID}', () => new Promise(() => {{}}))"
+    await suspended.evaluate(f"{held}.catch(() => {{}}), null")
     page = await context.new_page()
     await submit(page, deployment.web.url)
     await expect_connection(page, "EventSource")

@@ -64,7 +64,7 @@ async def test_who_is_asked_again_goes_on_where_he_was(here: Deployment, context
     person = Person()
     page = await context.new_page()
     await page.goto(here.web.url)
-    await sign_in(page, person.token())
+    await sign_in(page, person.token(exp=int(time.time()) + 40))
     await expect(page.locator("#session")).to_contain_text("Signed in")
     await page.get_by_label("Prompt").fill("Moonlight on a lake between pines")
     await context.clear_cookies()  # as when it has ended
