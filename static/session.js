@@ -171,7 +171,7 @@ export class Session {
     const problem = this.#part('.problem');
     problem.textContent = '';
     try {
-      const session = await ask('POST', { token: field.value.trim() });
+      const session = await ask('POST', { token: field.value.trim().replace(/^Bearer\s+/i, '') });
       field.value = '';
       this.#channel?.postMessage('entered');
       this.#known(session);

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.async_api import BrowserContext, Locator, Page, expect
+from playwright.async_api import BrowserContext, Locator, Page, ViewportSize, expect
 
 from tests.browser.conftest import WAIT_MS_MAX, Seen
 from tests.browser.test_session import sign_in
@@ -15,6 +15,7 @@ from tests.identity.tokens import Person
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=WAIT_MS_MAX)
 
+PHONE: ViewportSize = {"width": 390, "height": 800}
 REST_MS = 1_500
 # A tab that is not told what the others do: it slept meanwhile.
 DEAF = """
@@ -23,6 +24,14 @@ globalThis.BroadcastChannel = class extends Real {
   set onmessage(hear) { if (this.name !== 'taskbeam/session') super.onmessage = hear; }
 };
 """
+LINES = """header => {
+  const middles = [...header.children].filter((part) => part.offsetParent).map((part) => {
+    const { top, bottom } = part.getBoundingClientRect();
+    return (top + bottom) / 2;
+  });
+  const lines = middles.filter((middle, n) => middles.findIndex((other) => Math.abs(other - middle) < 12) === n);
+  return [lines.length, document.documentElement.scrollWidth];
+}"""
 
 
 @pytest.fixture
@@ -122,16 +131,20 @@ async def test_nobody_asks_nothing_and_keeps_what_he_types(
     assert seen.asked("/healthz") == []
 
     await page.bring_to_front()
+    await page.set_viewport_size(PHONE)
     dialog, prompt = page.get_by_role("dialog", name="Sign in"), page.get_by_label("Prompt")
     await page.keyboard.press("Escape")
     await expect(dialog).to_be_hidden()
+    assert await page.locator("header").evaluate(LINES) == [2, PHONE["width"]]
     await prompt.fill("Moonlight on a lake")
     await page.get_by_role("button", name="Generate").click()
     await expect(dialog).to_be_visible()
     assert seen.asked("/api/generate") == []
-    await sign_in(page, person.token())
+    operator = person.token(app_metadata={"roles": ["operator"]})
+    await sign_in(page, f"Bearer {operator}")
     await expect_signed_in(page, person)
     await expect(prompt).to_have_value("Moonlight on a lake")
+    assert await page.locator("header").evaluate(LINES) == [2, PHONE["width"]]
     await expect(page.locator("#task .prompt")).to_have_text("A fox")  # what the address names is his
 
     await leave(page)
