@@ -97,6 +97,7 @@ async def test_at_the_end_of_a_token_a_page_that_rests_asks(here: Deployment, co
     await context.clear_cookies()
     await page.clock.fast_forward(20_000)
     await expect(dialog).to_contain_text("Your access token has expired")
+    await expect(page.locator("#connection")).to_have_text("Not connected")  # the socket is closed, and none tried
 
 
 @pytest.mark.parametrize("path", PAGES)
