@@ -25,7 +25,7 @@ KEEP_ALIVE_SECONDS = 20
 UNREAD_MS_MAX = 30_000
 # A stream is a dozen objects that stay: at Python's own 700 the collector looks through all of them again and again, a
 # third of what a join costs. What it leaves lying about meanwhile is a few megabytes.
-GC_THRESHOLDS = (5_000, 10, 10)
+GC_THRESHOLDS = (5_000, 5, 5)
 
 
 class _Server(uvicorn.Server):
