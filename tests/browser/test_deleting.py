@@ -151,4 +151,5 @@ async def test_the_dashboard_and_its_drawer(here: Deployment, context: BrowserCo
     await page.mouse.move(0, 0)
     await expect(rows).to_have_count(1)
     await expect(rows).to_contain_text("Picture 0")
-    assert seen.errors == []
+    # What it was just asking about the task may have been answered with 404, which a browser says aloud by itself.
+    assert [error for error in seen.errors if "404 (Not Found)" not in error] == []
