@@ -265,7 +265,7 @@ async def test_two_processes_drain_one_outbox(deploy: Deploy, provider: Receiver
     provider.seen.clear()
 
     async def slowly(_: Request) -> Reply:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)  # longer than until the other looks by itself
         return TAKEN
 
     provider.on(PUBLISH, slowly)

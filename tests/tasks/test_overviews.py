@@ -55,7 +55,7 @@ async def test_each_of_many_is_one_picture_however_much_is_written(
     tasks = await made(store, user, 3)
 
     async def write(task_id: str) -> None:
-        for progress in range(1, 30):
+        for progress in range(1, 100):
             await store.report(task_id, Report(attempt=1, progress=progress))
 
     writing = asyncio.gather(*map(write, tasks))
