@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 1.0
 RENEW_SECONDS = 1.5
+RENEW_AGAIN_SECONDS = 0.25
 REAP_SECONDS = 1.0
 CLEAN_SECONDS = 60.0
 # A retry further off than this is found by the poll: no timer for each is kept.
@@ -73,9 +74,9 @@ class Engine:
         """Raises what is no mere absence of the database: a defect must not stay unseen."""
         async with asyncio.TaskGroup() as loops:
             loops.create_task(self._claim_for_ever())
-            loops.create_task(self._every(RENEW_SECONDS, self._renew))
-            loops.create_task(self._every(REAP_SECONDS, self._reap))
-            loops.create_task(self._every(CLEAN_SECONDS, self._messages.clean_up))
+            loops.create_task(self._every(RENEW_SECONDS, self._renew, RENEW_AGAIN_SECONDS))
+            loops.create_task(self._every(REAP_SECONDS, self._reap, REAP_SECONDS))
+            loops.create_task(self._every(CLEAN_SECONDS, self._messages.clean_up, CLEAN_SECONDS))
 
     async def close(self) -> None:
         """Claim nothing more, let deliveries end for a moment, hand back the rest: due at once and not counted."""
@@ -108,6 +109,7 @@ class Engine:
                     await self._claim()
                     failing = False
                 except DATABASE_ERRORS as error:
+                    self._cut_off_at = time.monotonic()  # whoever holds nothing learns only here that it lasts
                     if not failing:
                         log.warning("claim_failed", reason=type(error).__name__)
                     failing = True
@@ -237,14 +239,19 @@ class Engine:
                 self._lane(message).ended[outcome].inc()
             self.poke()
 
-    async def _every(self, seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, seconds: float, step: Callable[[], Awaitable[None]], again_seconds: float) -> None:
+        failing = False
         while True:
+            pause = seconds
             try:
                 await step()
+                failing = False
             except DATABASE_ERRORS as error:
                 self._cut_off_at = time.monotonic()
-                log.warning("step_failed", step=step.__name__, reason=type(error).__name__)
-            await asyncio.sleep(seconds)
+                if not failing:
+                    log.warning("step_failed", step=step.__name__, reason=type(error).__name__)
+                failing, pause = True, again_seconds
+            await asyncio.sleep(pause)
 
 
 def _about(message: Claimed) -> dict[str, str | int]:
