@@ -41,9 +41,9 @@ OnClaim: TypeAlias = Callable[[Sequence[Claimed]], Awaitable[None]]
 
 
 class Engine:
-    """`run()` until cancelled, after `close()`; `poke()` when something was published.
+    """`run()` until cancelled, after `close()`; `published()` when a message was stored, `poke()` where one may be due.
 
-    `parallelism` holds for messages, and once more for callbacks.
+    `parallelism` holds for messages, and once more for callbacks. `announce` tells the other engines of new messages.
     """
 
     def __init__(
@@ -52,9 +52,11 @@ class Engine:
         sender: Sender,
         parallelism: int,
         metrics: DispatcherMetrics,
+        announce: Callable[[], None],
         on_claim: OnClaim | None = None,
     ) -> None:
         self._messages = messages
+        self._announce = announce
         self._metrics = metrics
         self._sender = sender
         self._parallelism = parallelism
@@ -69,6 +71,10 @@ class Engine:
 
     def poke(self) -> None:
         self._poked.set()
+
+    def published(self) -> None:
+        self._poked.set()
+        self._announce()
 
     async def run(self) -> None:
         """Raises what is no mere absence of the database: a defect must not stay unseen."""
@@ -189,6 +195,8 @@ class Engine:
             if seconds <= TIMER_SECONDS_MAX:
                 asyncio.get_running_loop().call_later(seconds, self.poke)
         failpoints.reached("dispatcher.recorded")
+        if message.callback is not None or message.failure_callback is not None:
+            self.published()
         # A callback that is given up is lost news of a task: it must be seen.
         say = log.warning if outcome in ("failed", "refused") else log.info
         outcome = outcome if held else "fenced_off"
@@ -237,7 +245,7 @@ class Engine:
                 held, outcome = await self._messages.retry_later(message, LOST, 0), "retried"
             if held:
                 self._lane(message).ended[outcome].inc()
-            self.poke()
+            self.published()
 
     async def _every(self, seconds: float, step: Callable[[], Awaitable[None]], again_seconds: float) -> None:
         failing = False

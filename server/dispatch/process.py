@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from server import log as logging
 from server.db import close_pool, listen, open_pool, wait_until_ready
+from server.dispatch.announcer import Announcer
 from server.dispatch.api import Api, on_error
 from server.dispatch.backlog import read_backlog
 from server.dispatch.delivery import Sender
@@ -80,15 +81,19 @@ class Dispatcher:
             )
             metrics.watch(pool, lambda: read_backlog(pool))
             parallelism = settings.dispatcher_parallelism
-            self._engine = engine = Engine(messages, sender, parallelism, metrics, _noting(starter))
+            announcer = Announcer(pool)
+            self._engine = engine = Engine(
+                messages, sender, parallelism, metrics, announcer.announce, _noting(starter)
+            )
             app.router.redirect_slashes = False
-            api = Api(settings, pool, messages, engine.poke, metrics)
+            api = Api(settings, pool, messages, engine.published, metrics)
             app.router.routes.extend([*api.routes, Route("/openapi.json", description, methods=["GET"])])
             loops = [
                 asyncio.create_task(run)
                 for run in (
                     listen(settings.direct_url or "", "dispatcher", lambda _: engine.poke()),
                     engine.run(),
+                    announcer.run(),
                     metrics.watch_loop(),
                 )
             ]

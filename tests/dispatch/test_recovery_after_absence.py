@@ -32,7 +32,7 @@ async def test_an_absence_longer_than_the_recovery(
     store = Messages(pool, kept_days=1, dead_letters_kept_days=7)
     await store.publish(Draft(url="https://example.com/"), "")
     (held,) = await store.claim(1, 0)  # by somebody who is cut off as well
-    idle = Engine(store, Sender("key", ()), 1, DispatcherMetrics(1))
+    idle = Engine(store, Sender("key", ()), 1, DispatcherMetrics(1), lambda: None)
     idle._cut_off_at = time.monotonic()  # it takes nobody for dead before the absence
     running = asyncio.create_task(idle.run())
     admin = await asyncpg.connect(database.owner_url.replace(database.name, "postgres"))

@@ -108,7 +108,7 @@ async def test_a_step_is_no_reason_to_take_others_for_dead(
     message_id, _ = await messages.publish(Draft(url="http://a.test/"), "")
     await messages.claim(1, 0)
     sender = Sender("sig_0123456789abcdefghijklmnopqr", set())
-    engine = Engine(messages, sender, 1, DispatcherMetrics(1))
+    engine = Engine(messages, sender, 1, DispatcherMetrics(1), lambda: None)
     wall = [1_800_000_000.0]
     engine._clock = Clock(lambda: wall[0], lambda: 0.0)
     await step(owner, HOUR)
