@@ -205,3 +205,10 @@ async def deploy(database: Database, redis_server: EmbeddedRedis, folder: Path) 
     yield start
     for deployment in started:
         deployment.stop()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The pure lane need not import what only the other tests use."""
+    if config.option.markexpr != "pure" or not collection_path.name.startswith("test_"):
+        return None
+    return True if "mark.pure" not in collection_path.read_text() else None

@@ -98,7 +98,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 
 
 @given(prompt=TEXT, style=TEXT)
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_a_value_stays_a_value(prompt: str, style: str) -> None:
     """Whatever a user writes: no key, no other field, no second replacement."""
     template = parse_template('{"model":"m","prompt":"{prompt}","both":"{prompt}|{params.style}"}')
