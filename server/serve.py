@@ -7,6 +7,7 @@ only after all connections have closed, and the streams close only when they are
 import asyncio
 import contextlib
 import gc
+import logging
 import resource
 import socket
 import sys
@@ -38,6 +39,10 @@ class _Server(uvicorn.Server):
             # A signal handler may interrupt anything: leave the work to the loop.
             asyncio.get_running_loop().call_soon_threadsafe(self._on_exit)
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        logging.shutdown()  # the last lines: the process ends by the signal it caught, and nothing runs at its exit
 
 
 def run_app(
