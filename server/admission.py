@@ -6,11 +6,9 @@ their own proof. With sign-in the names that this server was told count, and of 
 origins that it was told.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
-
-from starlette.datastructures import Headers
 
 from server import errors
 from server.peer import FORWARDED_ADDRESSES, is_local_address, is_local_host
@@ -25,8 +23,8 @@ PROBES = ("/healthz", "/readyz")
 
 
 class Admission(Protocol):
-    def admit(self, path: str, headers: Headers) -> None:
-        """Raises ForeignHost and ForeignOrigin."""
+    def admit(self, path: str, headers: Mapping[str, str]) -> None:
+        """`headers` by their names in lower case. Raises ForeignHost and ForeignOrigin."""
 
 
 class OfThisMachine:
@@ -35,7 +33,7 @@ class OfThisMachine:
     def __init__(self, told_hosts: Collection[str]) -> None:
         self._told_hosts = frozenset(told_hosts)
 
-    def admit(self, path: str, headers: Headers) -> None:
+    def admit(self, path: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "").lower()
         if path.startswith(SELF_PROVING):
             if host in self._told_hosts or is_local_host(host):
@@ -62,7 +60,7 @@ class SignedIn:
         self._origins = frozenset(origins)
         self._schemes = ("https",) if https else ("http", "https")
 
-    def admit(self, path: str, headers: Headers) -> None:
+    def admit(self, path: str, headers: Mapping[str, str]) -> None:
         host = headers.get("host", "").lower()
         if path in PROBES:
             return
@@ -82,7 +80,7 @@ class SignedIn:
         elif origin not in self._origins and (elsewhere or not self._is_own(origin, host, headers)):
             raise errors.ForeignOrigin("ALLOWED_ORIGINS says which pages elsewhere may call this server")
 
-    def _is_own(self, origin: str, host: str, headers: Headers) -> bool:
+    def _is_own(self, origin: str, host: str, headers: Mapping[str, str]) -> bool:
         """Whether a page is of the host it asks, or of that of a proxy of the app in front, which no page can name.
 
         Where browsers come over TLS the page has to have come so too: anybody on the way could have written another.
@@ -106,7 +104,7 @@ def admission(settings: Settings) -> Admission:
     )
 
 
-def _comes_from_here(headers: Headers) -> bool:
+def _comes_from_here(headers: Mapping[str, str]) -> bool:
     """Whether every address that a proxy says it asks for is of this machine."""
-    said = [address for name in FORWARDED_ADDRESSES for address in headers.get(name, "").split(",") if address.strip()]
-    return all(map(is_local_address, said))
+    given = [headers[name] for name in FORWARDED_ADDRESSES if name in headers]
+    return all(is_local_address(address) for said in given for address in said.split(",") if address.strip())

@@ -16,7 +16,7 @@ from qstash import AsyncQStash
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.routing import BaseRoute, Mount, Route, Router, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
@@ -50,6 +50,7 @@ from server.push.tick import NOTICE_CHANNEL, Tick
 from server.push.ws import Sockets
 from server.results import PATH, Results
 from server.retention import Retention
+from server.routing import Routes
 from server.settings import InvalidSettings, Settings
 from server.tasks.access import Access
 from server.tasks.backlog import read_backlog
@@ -81,10 +82,11 @@ class Web:
         self.metrics = Metrics()
         self.hub: Hub | None = None
         # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
-        self._router = Router(lifespan=self._lifespan, redirect_slashes=False)
+        self._router = Routes(lifespan=self._lifespan, redirect_slashes=False)
         self.identity = Identity(settings, self.metrics)
-        guard = Guard(self._router, admission(settings), self.metrics, _image_origins(settings))
-        self.app: ASGIApp = _shared_with(settings.allowed_origins, guard)
+        origins = settings.allowed_origins
+        guard = Guard(self._router, admission(settings), self.metrics, _image_origins(settings), shared=bool(origins))
+        self.app: ASGIApp = _shared_with(origins, guard)
 
     def closing(self) -> None:
         """Every stream says goodbye, so that the server can end at once."""
@@ -137,7 +139,7 @@ class Web:
         identify = self.identity.caller
         tickets = Tickets(pool, metrics)
         pulse = Pulse()
-        self._router.routes.extend(
+        self._router.tell(
             routes(
                 settings,
                 identity=self.identity,

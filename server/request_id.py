@@ -2,14 +2,16 @@
 
 import re
 import secrets
+from collections.abc import Mapping
 
-from starlette.datastructures import Headers
-
-HEADER = "X-Request-Id"
+HEADER = "x-request-id"
 GIVEN = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
-def request_id_of(headers: Headers) -> str:
-    """The one that a proxy in front gave it, where it cannot forge a log line; else a new one."""
-    given = headers.get(HEADER, "")
-    return given if GIVEN.fullmatch(given) else secrets.token_urlsafe(9)
+def request_id_of(headers: Mapping[str, str]) -> str:
+    """The one that a proxy in front gave it, where it cannot forge a log line; else a new one.
+
+    `headers` by their names in lower case.
+    """
+    given = headers.get(HEADER)
+    return given if given is not None and GIVEN.fullmatch(given) else secrets.token_urlsafe(9)
