@@ -217,7 +217,7 @@ def routes(
         Route("/api/generate/retry", tasks.retry, methods=["POST"]),
         Route("/api/generate/ticket", tickets.issue, methods=["POST"]),
         Route("/api/generate/status", poll.answer, methods=["GET"]),
-        Route("/api/generate/events", streams.answer, methods=["GET"]),
+        Route("/api/generate/events", streams, methods=["GET"]),
         WebSocketRoute("/api/generate/ws", sockets.serve),
         Route("/api/generate/callback", callback.answer, methods=["POST"]),
         Route("/api/generate/progress", progress.answer, methods=["POST"]),

@@ -287,6 +287,18 @@ async def acting_as(pool: Pool, claims: str) -> AsyncIterator[Connection]:
         await connection.execute("commit")
 
 
+async def fetch_alone(pool: Pool, query: str, *parameters: object) -> list[asyncpg.Record]:
+    """The rows of a statement that may change role and claims: it is a transaction of its own, and ends them.
+
+    Raises TimeoutError where it takes longer than a statement may, with what it waits for.
+    """
+    async with (
+        pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
+        asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
+    ):
+        return await connection.fetch(query, *parameters)
+
+
 def literal(text: str) -> str:
     """As a string constant of SQL, for a message of several statements, which takes no parameters.
 

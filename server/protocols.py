@@ -9,11 +9,16 @@ end. tests/push/test_handover.py fails where a new version of uvicorn breaks thi
 """
 
 import asyncio
+import functools
+import itertools
+import weakref
 from collections.abc import Callable, MutableSet
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_remote_addr, is_ssl
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from server.errors import HeadTooLarge, problem_body
@@ -21,6 +26,7 @@ from server.errors import HeadTooLarge, problem_body
 HEAD_BYTES_MAX = 32_768
 # From the connection, or the first byte of a later request, to the last byte of its body.
 REQUEST_SECONDS_MAX = 30.0
+LOOK_SECONDS_MIN = 1.0
 LINGER_SECONDS = 1.0
 _PROBLEM = msgspec.json.encode(
     problem_body(HeadTooLarge(f"A request line and its headers may have {HEAD_BYTES_MAX} bytes"))
@@ -42,7 +48,7 @@ class HandOver:
 
     def __init__(self, protocol: "LimitedHttp", cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
-        self._cycle = cycle
+        self._cycle = weakref.proxy(cycle)  # whose scope holds this: no circle, or only the collector would free them
 
     @property
     def possible(self) -> bool:
@@ -67,37 +73,74 @@ class HandOver:
         made = make(protocol.transport, protocol.connections)
         protocol.connections.discard(protocol)
         protocol.pipeline.clear()
-        protocol._arrived()  # no later request is waited for
+        protocol.arrivals.arrived(protocol)  # no later request is waited for
         self._cycle.disconnected = True  # nothing more is owed to it
         protocol.server_state.total_requests += 1
         protocol.flow.resume_reading()
         protocol.transport.set_protocol(made)
+        protocol.forget()
         return made
+
+
+class Arrivals:
+    """The connections whose request is still to arrive; those that take too long are cut off, within a second."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._awaited: dict[LimitedHttp, float] = {}  # until when: all have the same time, so the first is due first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def expect(self, connection: "LimitedHttp") -> None:
+        self._awaited.pop(connection, None)
+        self._awaited[connection] = self._loop.time() + REQUEST_SECONDS_MAX
+        if self._timer is None:
+            self._timer = self._loop.call_later(REQUEST_SECONDS_MAX, self._look)
+
+    def arrived(self, connection: "LimitedHttp") -> None:
+        """Idempotent."""
+        self._awaited.pop(connection, None)
+
+    def expects(self, connection: "LimitedHttp") -> bool:
+        return connection in self._awaited
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        late = list(itertools.takewhile(lambda connection: self._awaited[connection] <= now, self._awaited))
+        for connection in late:
+            del self._awaited[connection]
+            connection.transport.abort()
+        self._timer = None
+        if self._awaited:
+            first = next(iter(self._awaited.values()))
+            self._timer = self._loop.call_later(max(LOOK_SECONDS_MIN, first - now), self._look)
 
 
 class LimitedHttp(HttpToolsProtocol):
     """HTTP/1.1 whose requests have to arrive in time."""
 
-    _late: asyncio.TimerHandle | None = None
     _head_bytes: int | None = 0  # None while a body is read
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._expect()
+        # As uvicorn does, but for our own address: the kernel would be asked for it, and nobody here does.
+        self.connections.add(self)
+        self.transport = transport
+        self.flow = FlowControl(transport)
+        self.client = get_remote_addr(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
+        self.arrivals.expect(self)
 
-    def _expect(self) -> None:
-        self._arrived()
-        self._late = self.loop.call_later(REQUEST_SECONDS_MAX, self._too_late)
+    @functools.cached_property
+    def arrivals(self) -> Arrivals:
+        """Of this server: a timer for each connection would cost more than to read its request."""
+        state: Any = self.server_state
+        if not hasattr(state, "arrivals"):
+            state.arrivals = Arrivals(self.loop)
+        return state.arrivals  # type: ignore[no-any-return]
 
-    def _arrived(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-    def _too_late(self) -> None:
-        self._late = None
-        self.transport.abort()
+    def forget(self) -> None:
+        """Once nothing more is read: parser and request point back to here."""
+        self.parser = self.cycle = self.scope = None  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
@@ -115,8 +158,8 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._late is None:
-            self._expect()
+        if not self.arrivals.expects(self):
+            self.arrivals.expect(self)
 
     def on_headers_complete(self) -> None:
         self._head_bytes = None
@@ -126,16 +169,18 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
-        self._arrived()
+        self.arrivals.arrived(self)
         super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._arrived()
+        self.arrivals.arrived(self)
         super().connection_lost(exc)
+        self.forget()
 
     def handle_websocket_upgrade(self) -> None:
-        self._arrived()
+        self.arrivals.arrived(self)
         super().handle_websocket_upgrade()
+        self.forget()
 
 
 class LimitedWebSocket(WebSocketsSansIOProtocol):

@@ -8,16 +8,16 @@ between us and the client (HTTP/1.0, TLS), the frames go through sse-starlette.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, MutableSet
-from typing import Any
+from collections.abc import AsyncIterator, Callable, MutableSet, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import structlog
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus, SendTimeoutError
-from starlette.datastructures import QueryParams
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.auth import Caller, Identify
 from server.db import UNAVAILABLE
@@ -71,10 +71,15 @@ class EventStreams:
         self._pulse = pulse
         self._metrics = metrics
 
-    async def answer(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One task, several, or all of the caller's; from `Last-Event-ID`, else `after`, else from now."""
+        answer = await self._answer(HTTPConnection(scope))
+        await answer(scope, receive, send)
+
+    async def _answer(self, connection: HTTPConnection) -> ASGIApp:
+        looks_only = connection.scope["method"] == "HEAD"
         try:
-            follower, many = await self._join(request)
+            follower, many = await self._join(connection, looks_only)
         except Unavailable as problem:
             return _refused(problem)
         except UNAVAILABLE as error:
@@ -82,7 +87,7 @@ class EventStreams:
             return _refused(Unavailable())
         if follower is None:
             raise TaskNotFound
-        if follower.over or request.method == "HEAD":
+        if follower.over or looks_only:
             follower.close()
             return Response(status_code=204 if follower.over else 200, headers=HEADERS, media_type=EVENT_STREAM)
         try:
@@ -94,26 +99,28 @@ class EventStreams:
         follower.right = self._rights.enter(follower.caller, (follower,), follower.wake)
         return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
 
-    async def _join(self, request: Request) -> tuple[Follower | None, bool]:
-        caller, task_ids = await self._asked(request)
+    async def _join(self, connection: HTTPConnection, looks_only: bool) -> tuple[Follower | None, bool]:
+        query = _Query.of(connection.scope)
+        caller, task_ids = await self._asked(connection, query, looks_only)
         await self._rights.require(caller)
         if len(task_ids) == 1:
             structlog.contextvars.bind_contextvars(task_id=task_ids[0])
-            after = _cursor(request, 0, wire.parse_version)
+            after = _cursor(connection.scope, query, wire.parse_version)
             return await self._following.task(caller, task_ids[0], after, _asleep), False
-        position = _cursor(request, 0, wire.parse_owner_cursor)
+        position = _cursor(connection.scope, query, wire.parse_owner_cursor)
         only = frozenset(task_ids) if task_ids else None
         return await self._following.all(caller, position or None, _asleep, only), True
 
-    async def _asked(self, request: Request) -> tuple[Caller, list[str]]:
+    async def _asked(
+        self, connection: HTTPConnection, query: "_Query", looks_only: bool
+    ) -> tuple[Caller, Sequence[str]]:
         """Who asks, and for which tasks (none: all of his). A ticket counts alone; HEAD does not spend it."""
-        query = request.query_params
-        ticket = query.get("ticket")
-        if ticket is None:
-            return await self._identify(request), _task_ids(query)
-        task_ids = _task_ids(query)
-        show = self._tickets.look if request.method == "HEAD" else self._tickets.spend
-        caller = await show(ticket, task_ids)
+        if query.ticket is None:
+            caller = await self._identify(connection)
+            return caller, query.named()
+        task_ids = query.named()
+        show = self._tickets.look if looks_only else self._tickets.spend
+        caller = await show(query.ticket, task_ids)
         return caller, task_ids or sorted(caller.task_ids or ())
 
 
@@ -121,29 +128,43 @@ def _asleep() -> None:
     """Until it is known who is to be woken: whoever that is looks by himself first."""
 
 
-def _task_ids(query: QueryParams) -> list[str]:
-    check_parameters(query, "taskId", "after", "ticket")
-    task_ids = list(dict.fromkeys(query.getlist("taskId")))
-    if len(task_ids) > TASKS_A_STREAM_MAX:
-        raise InvalidParameter(f"one stream follows {TASKS_A_STREAM_MAX} named tasks at most")
-    if not all(snapshot.TASK_ID.fullmatch(task_id) for task_id in task_ids):
-        raise TaskNotFound
-    return task_ids
+class _Query(NamedTuple):
+    """What a request's query says, `names` being all that it has."""
+
+    task_ids: tuple[str, ...]
+    after: str | None
+    ticket: str | None
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, scope: Scope) -> "_Query":
+        pairs = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        last = dict(pairs)
+        task_ids = tuple(dict.fromkeys(value for name, value in pairs if name == "taskId"))
+        return cls(task_ids, last.get("after"), last.get("ticket"), tuple(last))
+
+    def named(self) -> list[str]:
+        """The tasks. Raises InvalidParameter and TaskNotFound."""
+        check_parameters(self.names, "taskId", "after", "ticket")
+        if len(self.task_ids) > TASKS_A_STREAM_MAX:
+            raise InvalidParameter(f"one stream follows {TASKS_A_STREAM_MAX} named tasks at most")
+        if not all(map(snapshot.TASK_ID.fullmatch, self.task_ids)):
+            raise TaskNotFound
+        return list(self.task_ids)
 
 
-def _cursor(request: Request, default: int, parse: Callable[[str], int]) -> int:
+def _cursor(scope: Scope, query: _Query, parse: Callable[[str], int]) -> int:
     """Last-Event-ID beats `after`, and where it is not one of ours the present is sent: it cannot be mended."""
-    last = request.headers.get("last-event-id")
+    last = next((value for name, value in scope["headers"] if name == b"last-event-id"), None)
     if last is not None:
         try:
-            return parse(last)
+            return parse(last.decode("latin-1"))
         except wire.BadCursor:
-            return default
-    after = request.query_params.get("after")
-    if after is None:
-        return default
+            return 0
+    if query.after is None:
+        return 0
     try:
-        return parse(after)
+        return parse(query.after)
     except wire.BadCursor as error:
         raise InvalidCursor(str(error)) from error
 
@@ -212,8 +233,8 @@ class Framer:
         return wire.sse_change(change, cursor if self._many else str(change.version))
 
 
-class _Joined(Response):
-    """The response of one follower, who is released by it: what never started never cleans up."""
+class _Joined:
+    """The answer of one follower, who is released by it: what never started never cleans up."""
 
     def __init__(self, follower: Follower, framer: Framer, pulse: Pulse, metrics: Metrics) -> None:
         self._follower = follower

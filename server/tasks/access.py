@@ -1,10 +1,9 @@
 """Asks Postgres whether those who follow may still: many in one call, each for itself (sql/009_access.sql)."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from server.db import ACQUIRE_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, Pool
+from server.db import Pool, fetch_alone
 from server.tasks.together import Together
 
 ASKED_A_CALL_MAX = 300
@@ -44,26 +43,20 @@ class Access:
         return await self._pairs.ask(_Pair(claims, task_id))
 
     async def _read_standings(self, batch: Sequence[Whose]) -> list[Standing]:
-        async with (
-            self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
-            asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
-        ):
-            rows = await connection.fetch(
-                "select standing from taskbeam.standing($1, $2) order by place",
-                [whose.user_id for whose in batch],
-                [whose.session_id for whose in batch],
-            )
+        rows = await fetch_alone(
+            self._pool,
+            "select standing from taskbeam.standing($1, $2) order by place",
+            [whose.user_id for whose in batch],
+            [whose.session_id for whose in batch],
+        )
         return [row["standing"] for row in rows]
 
     async def _read_pairs(self, batch: Sequence[_Pair]) -> list[bool]:
-        async with (
-            self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
-            asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
-        ):
-            rows = await connection.fetch(
-                "select place from taskbeam.hidden($1, $2) as hidden (place)",
-                [pair.claims for pair in batch],
-                [pair.task_id for pair in batch],
-            )
+        rows = await fetch_alone(
+            self._pool,
+            "select place from taskbeam.hidden($1, $2) as hidden (place)",
+            [pair.claims for pair in batch],
+            [pair.task_id for pair in batch],
+        )
         hidden = {row["place"] - 1 for row in rows}
         return [place not in hidden for place in range(len(batch))]

@@ -4,11 +4,10 @@ A thousand clients that come back after a restart are a few calls, not a thousan
 decides each pair of caller and task (sql/007_joins.sql).
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from server.db import ACQUIRE_TIMEOUT_SECONDS, STATEMENT_TIMEOUT_MS, Pool
+from server.db import Pool, fetch_alone
 from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
 from server.tasks.together import Together
@@ -45,16 +44,13 @@ class Histories:
         return await self._together.ask(_Asked(claims, task_id, after))
 
     async def _read(self, batch: Sequence[_Asked]) -> list[History]:
-        async with (
-            self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection,
-            asyncio.timeout(STATEMENT_TIMEOUT_MS / 1000),
-        ):
-            rows = await connection.fetch(
-                "select place, continues, (change).* from taskbeam.histories($1, $2, $3)",
-                [asked.claims for asked in batch],
-                [asked.task_id for asked in batch],
-                [asked.after for asked in batch],
-            )
+        rows = await fetch_alone(
+            self._pool,
+            "select place, continues, (change).* from taskbeam.histories($1, $2, $3)",
+            [asked.claims for asked in batch],
+            [asked.task_id for asked in batch],
+            [asked.after for asked in batch],
+        )
         found: list[tuple[bool, list[TaskChange]]] = [(False, []) for _ in batch]
         for row in rows:
             place = row["place"] - 1

@@ -322,10 +322,10 @@ async def test_a_request_that_never_came_does_not_end_the_stream_of_the_one_befo
     protocol = LimitedHttp(uvicorn.Config(app, lifespan="off", log_config=None), state, {})
     protocol.connection_made(transport)
     protocol.data_received(b"GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /b HTT")
-    assert protocol._late is not None, "the second request is waited for"
+    assert protocol.arrivals.expects(protocol), "the second request is waited for"
     await turns()
     (made,) = taken
-    assert protocol._late is None
+    assert not protocol.arrivals.expects(protocol)
     transport.set_protocol.assert_called_once_with(made)
     assert state.connections == {made}
     await asyncio.gather(*state.tasks)
