@@ -6,8 +6,9 @@ transport; it has no task of its own, its transport waits on `wake`.
 """
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Collection
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import structlog
 
@@ -179,15 +180,17 @@ class Following:
             return None
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes, _ = await self._reader.since(follower.caller.claims, task_id, position)
+            changes, _ = await self._reader.since(itself().caller.claims, task_id, position)
             if not changes:
                 subscription.lose([task_id])
             return hub.task_items(changes, position), False
 
         subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
         follower = Follower(self, subscription, read, caller)
+        itself = _weakly(follower)
         try:
-            changes, continues = await self._reader.since(caller.claims, task_id, after)
+            # Without a cursor nothing is wanted but the present: only the newest lies after the highest there is.
+            changes, continues = await self._reader.since(caller.claims, task_id, after or wire.VERSION_MAX)
         except BaseException:
             follower.close()
             raise
@@ -222,11 +225,12 @@ class Following:
             return None
 
         async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes = await self._reader.all_since(follower.caller.claims, caller.user_id, position)
+            changes = await self._reader.all_since(itself().caller.claims, caller.user_id, position)
             return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
 
         subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
         follower = Follower(self, subscription, read, caller)
+        itself = _weakly(follower)
         try:
             named = sorted(only) if only else None
             seq, trimmed, tasks = await self._reader.overview(caller.claims, caller.user_id, named)
@@ -252,6 +256,11 @@ class Following:
             _begin(subscription, after)
             subscription.gap = subscription.gap or after < seq  # history comes in chunks, as the client takes them
         return follower
+
+
+def _weakly(follower: Follower) -> Callable[[], Follower]:
+    """For what a follower holds itself: what points back to it would keep it until the collector comes."""
+    return cast("Callable[[], Follower]", weakref.ref(follower))
 
 
 def _begin(subscription: hub.Subscription, position: int) -> None:

@@ -12,7 +12,7 @@ from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
 from server.tasks.together import Together
 
-PAIRS_A_CALL_MAX = 300
+PAIRS_A_CALL_MAX = 500
 
 
 class History(NamedTuple):
