@@ -6,9 +6,9 @@ transport; it has no task of its own, its transport waits on `wake`.
 """
 
 import asyncio
-import weakref
 from collections.abc import Awaitable, Callable, Collection
-from typing import TypeAlias, cast
+from functools import partial
+from typing import TypeAlias
 
 import structlog
 
@@ -28,8 +28,8 @@ log = structlog.get_logger()
 CONFIRM_SECONDS = 0.25
 REREAD_SECONDS = 0.5
 
-# From a position: the items after it, and whether there is more.
-Read: TypeAlias = Callable[[int], Awaitable[tuple[list[hub.Item], bool]]]
+# For a follower, from a position: the items after it, and whether there is more.
+Read: TypeAlias = Callable[["Follower", int], Awaitable[tuple[list[hub.Item], bool]]]
 
 
 class Follower:
@@ -112,7 +112,7 @@ class Follower:
         subscription = self._subscription
         subscription.gap = False
         try:
-            items, more = await self._read(subscription.received)
+            items, more = await self._read(self, subscription.received)
         except UNAVAILABLE as error:
             log.warning("history_unavailable", **self.subject, reason=type(error).__name__)
             subscription.gap = True
@@ -153,6 +153,7 @@ class Follower:
     def close(self) -> None:
         """Idempotent; every follower must be closed."""
         self._following.hub.unsubscribe(self._subscription)
+        self._subscription.wake = _nobody  # who was woken points back to here, and the collector would have to come
         if self.right is not None:
             self.right.leave()
 
@@ -174,20 +175,24 @@ class Following:
             raise
         return subscription
 
+    async def _task_after(self, task_id: str, follower: Follower, position: int) -> tuple[list[hub.Item], bool]:
+        changes, _ = await self._reader.since(follower.caller.claims, task_id, position)
+        if not changes:
+            follower._subscription.lose([task_id])
+        return hub.task_items(changes, position), False
+
+    async def _all_after(self, follower: Follower, position: int) -> tuple[list[hub.Item], bool]:
+        caller = follower.caller
+        changes = await self._reader.all_since(caller.claims, caller.user_id, position)
+        return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
+
     async def task(self, caller: Caller, task_id: str, after: int, wake: Callable[[], None]) -> Follower | None:
         """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
         if caller.task_ids is not None and task_id not in caller.task_ids:
             return None
 
-        async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes, _ = await self._reader.since(itself().caller.claims, task_id, position)
-            if not changes:
-                subscription.lose([task_id])
-            return hub.task_items(changes, position), False
-
         subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
-        follower = Follower(self, subscription, read, caller)
-        itself = _weakly(follower)
+        follower = Follower(self, subscription, partial(self._task_after, task_id), caller)
         try:
             # Without a cursor nothing is wanted but the present: only the newest lies after the highest there is.
             changes, continues = await self._reader.since(caller.claims, task_id, after or wire.VERSION_MAX)
@@ -224,13 +229,8 @@ class Following:
         if caller.task_ids is not None and (only is None or not only <= caller.task_ids):
             return None
 
-        async def read(position: int) -> tuple[list[hub.Item], bool]:
-            changes = await self._reader.all_since(itself().caller.claims, caller.user_id, position)
-            return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
-
         subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
-        follower = Follower(self, subscription, read, caller)
-        itself = _weakly(follower)
+        follower = Follower(self, subscription, self._all_after, caller)
         try:
             named = sorted(only) if only else None
             seq, trimmed, tasks = await self._reader.overview(caller.claims, caller.user_id, named)
@@ -258,9 +258,8 @@ class Following:
         return follower
 
 
-def _weakly(follower: Follower) -> Callable[[], Follower]:
-    """For what a follower holds itself: what points back to it would keep it until the collector comes."""
-    return cast("Callable[[], Follower]", weakref.ref(follower))
+def _nobody() -> None:
+    """Who is woken once a follower is closed."""
 
 
 def _begin(subscription: hub.Subscription, position: int) -> None:
