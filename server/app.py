@@ -32,6 +32,8 @@ from server.dispatch.progress import Progress
 from server.dispatch.reconciler import Reconciler
 from server.dispatch.settle import Settle
 from server.dispatch.webhook import Webhook
+from server.fleet.board import Place
+from server.fleet.siblings import Figures, Siblings
 from server.guard import Guard
 from server.health import Liveness, Postgres, Readiness, Redis, State
 from server.identity.identity import Identity
@@ -76,9 +78,10 @@ BUS_SECONDS = 1.0
 class Web:
     """The application, and `closing`, to be called when the process is told to end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
         _require(settings)
         self.settings = settings
+        self._place = place
         self.metrics = Metrics()
         self.hub: Hub | None = None
         # A bare router: the outermost layer of a Starlette application would answer errors before the guard does.
@@ -139,6 +142,8 @@ class Web:
         identify = self.identity.caller
         tickets = Tickets(pool, metrics)
         pulse = Pulse()
+        siblings = None if self._place is None else Siblings(self._place, metrics.exposition)
+        figures = metrics.exposition if siblings is None else siblings.figures
         self._router.tell(
             routes(
                 settings,
@@ -160,7 +165,7 @@ class Web:
                 callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),
-                health=Health(pool, bus if redis_url else None, outbox, metrics, self.identity),
+                health=Health(pool, bus if redis_url else None, outbox, figures, self.identity),
             )
         )
         loops = [
@@ -176,6 +181,7 @@ class Web:
                 Upkeep(expiry, reader, pace, retention, metrics).run(),
                 listen(settings.direct_url or "", NOTICE_CHANNEL, tick.noticed),
                 metrics.watch_loop(),
+                *(() if siblings is None else (siblings.run(),)),
             )
         ]
         for loop in loops:
@@ -234,20 +240,23 @@ def routes(
     ]
 
 
-def build(settings: Settings) -> Web:
-    """The web application. Raises InvalidSettings when something it needs is not set."""
-    return Web(settings)
+def build(settings: Settings, place: Place | None = None) -> Web:
+    """The web application; `place` is this process's among several behind one port.
+
+    Raises InvalidSettings when something it needs is not set.
+    """
+    return Web(settings, place)
 
 
 class Health:
     """/healthz: the process answers. /readyz: it can do its work, and if not, which part is away. /metrics."""
 
-    def __init__(self, pool: Pool, bus: Bus | None, outbox: Outbox, metrics: Metrics, identity: Identity) -> None:
+    def __init__(self, pool: Pool, bus: Bus | None, outbox: Outbox, figures: Figures, identity: Identity) -> None:
         self._pool = pool
         self._identity = identity
         self._bus = bus
         self._outbox = outbox
-        self._metrics = metrics
+        self._figures = figures
 
     async def alive(self, _: Request) -> Response:
         return Response(msgspec.json.encode(Liveness("ok")), media_type="application/json")
@@ -272,7 +281,7 @@ class Health:
     async def figures(self, request: Request) -> Response:
         """For operators, or for whoever asks on this machine itself."""
         await self._identity.require_operator(request)
-        return Response(await self._metrics.exposition(), media_type=CONTENT_TYPE)
+        return Response(await self._figures(), media_type=CONTENT_TYPE)
 
 
 class _Fresh(StaticFiles):

@@ -41,7 +41,8 @@ def main() -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=None, help="Port of the web server.  [default: 8000]")
 @click.option("--host", default=None, help="Address it listens on.  [default: 127.0.0.1]")
 @click.option("--data", type=click.Path(path_type=Path), default=None, help="Folder for all data.")
-def up(port: int | None, host: str | None, data: Path | None) -> None:
+@click.option("--processes", type=click.IntRange(1, 256), default=None, help="Web processes.  [default: 1]")
+def up(port: int | None, host: str | None, data: Path | None, processes: int | None) -> None:
     """Run everything here: Postgres, Redis, web, dispatcher, generator. Ctrl-C ends it all.
 
     DATABASE_URL, REDIS_URL, QSTASH_TOKEN and GENERATOR_URL each replace one part by yours.
@@ -49,7 +50,7 @@ def up(port: int | None, host: str | None, data: Path | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to end in order
     from server.up import run_up
 
-    overrides = {"PORT": port, "HOST": host, "DATA_DIR": data}
+    overrides = {"PORT": port, "HOST": host, "DATA_DIR": data, "WEB_PROCESSES": processes}
     try:
         sys.exit(run_up({name: str(value) for name, value in overrides.items() if value is not None}))
     except InvalidSettings as error:
@@ -57,12 +58,29 @@ def up(port: int | None, host: str | None, data: Path | None) -> None:
 
 
 @main.command()
+@click.option("--processes", type=click.IntRange(1, 256), default=None, help="How many.  [default: one a core]")
 @FD
-def web(fd: int | None) -> None:
-    """The web process: API, streams and pages."""
+def serve(processes: int | None, fd: int | None) -> None:
+    """Several web processes behind one port; SIGHUP replaces them one after the other, and no connection is lost."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to end in order
+    from server.fleet.supervisor import run_serve
+
+    try:
+        sys.exit(run_serve(_settings(), processes, fd))
+    except InvalidSettings as error:
+        _refuse(error)
+
+
+@main.command()
+@FD
+@click.option("--place", hidden=True, default=None, help="This process's place among those of `serve`.")
+def web(fd: int | None, place: str | None) -> None:
+    """One web process: API, streams and pages."""
+    from server.fleet.board import Place
     from server.serve import run_web
 
-    _run(run_web, fd)
+    found = None if place is None else Place.parse(place)
+    _run(lambda settings, fd: run_web(settings, fd, found), fd)
 
 
 @main.command()

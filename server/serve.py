@@ -17,11 +17,16 @@ from typing import Any
 
 import uvicorn
 
+from server.fleet.accept import Acceptor
+from server.fleet.board import Place
+from server.fleet.listener import inherit_listener, open_listener
 from server.protocols import LimitedHttp, LimitedWebSocket
-from server.settings import InvalidSettings, Settings
+from server.settings import Settings
 
 GRACEFUL_SECONDS = 3
 KEEP_ALIVE_SECONDS = 20
+# At the end: for the first request of a connection that was taken just before. It follows at once.
+ARRIVAL_SECONDS = 0.15
 # A client that acknowledges nothing for this long is gone, or does not read: its buffers go with it.
 UNREAD_MS_MAX = 30_000
 # A stream is a dozen objects that stay: at Python's own 700 the collector looks through all of them again and again, a
@@ -30,19 +35,56 @@ GC_THRESHOLDS = (5_000, 5, 5)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_exit: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        on_exit: Callable[[], None] | None,
+        place: Place | None,
+    ) -> None:
         super().__init__(config)
+        self._listener = listener
         self._on_exit = on_exit
+        self._place = place
+        self._acceptor: Acceptor | None = None
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._on_exit is not None and not self.should_exit:
-            # A signal handler may interrupt anything: leave the work to the loop.
-            asyncio.get_running_loop().call_soon_threadsafe(self._on_exit)
-        super().handle_exit(sig, frame)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=[])  # it is the acceptor that listens
+        if self.should_exit:
+            return
+        self._acceptor = Acceptor(self._listener, self._protocol, self.server_state.connections, self._place)
+        self._acceptor.start()
+        if self._place is not None:
+            self._place.tell(0)
+            self._place.ready()
+
+    def _protocol(self) -> asyncio.Protocol:
+        return LimitedHttp(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._place is not None and self._acceptor is not None:
+            self._place.tell(self._acceptor.open)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
+        if self.server_state.connections:
+            await asyncio.sleep(ARRIVAL_SECONDS)
+        await super().shutdown(sockets=[self._listener])
         logging.shutdown()  # the last lines: the process ends by the signal it caught, and nothing runs at its exit
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if not self.should_exit:
+            # A signal handler may interrupt anything: leave the work to the loop.
+            asyncio.get_running_loop().call_soon_threadsafe(self._closing)
+        super().handle_exit(sig, frame)
+
+    def _closing(self) -> None:
+        if self._acceptor is not None:
+            self._acceptor.close()
+        if self._place is not None:
+            self._place.leave()
+        if self._on_exit is not None:
+            self._on_exit()
 
 
 def run_app(
@@ -51,6 +93,7 @@ def run_app(
     host: str,
     port: int,
     fd: int | None = None,
+    place: Place | None = None,
     on_exit: Callable[[], None] | None = None,
     ws_max_size: int = 65_536,
     graceful_seconds: int = GRACEFUL_SECONDS,
@@ -58,10 +101,10 @@ def run_app(
     """Serve `app` until SIGTERM or SIGINT, on `host:port` or on the listening socket `fd` handed on to us.
 
     `on_exit` is called in the event loop as the first thing after the signal. Exits by the signal it caught.
-    Raises InvalidSettings where it cannot listen.
+    `place` is where this process is among those that share the socket. Raises InvalidSettings where it cannot listen.
     """
     _raise_file_limit()
-    listener = _listen(host, port) if fd is None else socket.socket(fileno=fd)
+    listener = open_listener(host, port) if fd is None else inherit_listener(fd)
     if sys.platform == "linux":
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)  # connections inherit it
     config = uvicorn.Config(
@@ -83,25 +126,12 @@ def run_app(
         proxy_headers=False,
         timeout_graceful_shutdown=graceful_seconds,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        backlog=4096,
     )
-    server = _Server(config, on_exit)
+    server = _Server(config, listener, on_exit, place)
     gc.collect()
     gc.freeze()  # what was imported stays
     gc.set_threshold(*GC_THRESHOLDS)
-    server.run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Before anything else is begun: a port that is taken is refused in one line."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host.strip("[]"), port))
-    except OSError as error:
-        listener.close()
-        raise InvalidSettings([f"port {port} on {host} cannot be used: {error.strerror}"]) from None
-    return listener
+    server.run()
 
 
 def _raise_file_limit() -> None:
@@ -112,13 +142,13 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def run_web(settings: Settings, fd: int | None = None) -> None:
+def run_web(settings: Settings, fd: int | None = None, place: Place | None = None) -> None:
     """The web process: API, streams and pages. Raises InvalidSettings and DatabaseNotReady."""
     from server import log  # the other processes do without the web app's imports
     from server.app import PROBE, build
     from server.db import wait_until_ready
 
     log.configure(settings, "web")
-    web = build(settings)
+    web = build(settings, place)
     asyncio.run(wait_until_ready(settings, PROBE))
-    run_app(web.app, host=settings.host, port=settings.port, fd=fd, on_exit=web.closing)
+    run_app(web.app, host=settings.host, port=settings.port, fd=fd, place=place, on_exit=web.closing)

@@ -36,6 +36,12 @@ class Settings:
 
     host: str = _setting("HOST", "127.0.0.1", values.text, "Address the web process listens on.")
     port: int = _setting("PORT", 8000, values.integer(0, 65535), "Port the web process listens on; 0 takes any.")
+    web_processes: int | None = _setting(
+        "WEB_PROCESSES",
+        None,
+        values.integer(1, 256),
+        "Web processes that `serve` runs behind its port. Unset: one a core; one in `up`.",
+    )
     public_url: str | None = _setting(
         "PUBLIC_URL",
         None,

@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
@@ -25,7 +24,7 @@ from server.contradictions import far_qstash_problems
 from server.db import explain
 from server.dispatch.moved import Addresses, follow_move, hand_back
 from server.dispatch.step import follow_step
-from server.embedded.children import ChildFailed, end, spawn
+from server.embedded.children import ChildFailed, end, ours, spawn
 from server.embedded.ending import Ending, Stopped
 from server.embedded.folder import DataFolder, FolderRefused
 from server.embedded.listeners import CannotListen, open_listener
@@ -127,7 +126,8 @@ class Supervisor:
             self._add_dispatcher(origin)
         if generator is not None:
             self._add("generator", generator)
-        self._add("web", web)
+        # One is enough for trying it; with more, the supervisor of web processes is one part of ours.
+        self._add("web", web, "web" if settings.web_processes in (None, 1) else "serve")
         self._await_web(web)
         self.origin = f"http://{_in_url(settings.host)}:{port}"
 
@@ -203,10 +203,9 @@ class Supervisor:
         )
         self._add("dispatcher", listener)
 
-    def _add(self, name: str, listener: socket.socket) -> None:
+    def _add(self, name: str, listener: socket.socket, command: str = "") -> None:
         fd = listener.fileno()
-        script = Path(sys.argv[0]).absolute()
-        argv = [sys.executable, str(script), name, "--fd", str(fd)]
+        argv = ours(command or name, "--fd", str(fd))
         self._begin(Part(name, lambda: spawn(argv, env=self._env, pass_fds=(fd,))), self._processes)
 
     def _await_web(self, listener: socket.socket) -> None:

@@ -139,7 +139,7 @@ async def empty_database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
     admin = await asyncpg.connect(postgres.url("postgres"))
     try:
         await admin.execute(f"create database {name} template template1")
-        yield _named(postgres, name)
+        yield named(postgres, name)
         await admin.execute(f"drop database {name} with (force)")
     finally:
         await admin.close()
@@ -149,11 +149,12 @@ async def empty_database(postgres: EmbeddedPostgres) -> AsyncIterator[Database]:
 def database(postgres: EmbeddedPostgres, spares: Spares) -> Iterator[Database]:
     """A migrated database: `url` for the server's login role, `owner_url` for the superuser."""
     name = spares.take()
-    yield _named(postgres, name)
+    yield named(postgres, name)
     spares.drop(name)
 
 
-def _named(postgres: EmbeddedPostgres, name: str) -> Database:
+def named(postgres: EmbeddedPostgres, name: str) -> Database:
+    """The database of that name, as its users have it."""
     return Database(name, url=postgres.url(name, "taskbeam"), owner_url=postgres.url(name))
 
 

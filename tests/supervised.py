@@ -140,6 +140,14 @@ async def up(place: Path) -> AsyncIterator[Callable[..., Up]]:
             one.process.wait()
 
 
+def wait_until(condition: Callable[[], bool], tell: Callable[[], str], seconds: float = 20) -> None:
+    """Raises AssertionError with what `tell` says when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, tell()
+        time.sleep(0.02)
+
+
 def wait_gone(pids: list[int], seconds: float) -> list[str]:
     """Those of `pids` that still run after `seconds`, as command lines."""
     deadline = time.monotonic() + seconds

@@ -28,6 +28,7 @@ FOREIGN = {
     "OWNER_URL",
     "SSL_CERT_FILE",
     "TASKBEAM_USER",
+    "SO_REUSEPORT",  # of the kernel
 }
 PAGES = {"/", "/dashboard", "/docs", "/openapi.json", "/results/{name}", "/api/generate/ws", "/healthz", "/readyz"}
 OF_RUN = {"test", "lock"}
@@ -97,7 +98,8 @@ def test_links_within_lead_somewhere(text: str) -> None:
 
 
 def test_metrics_exist(text: str) -> None:
-    names = {*test_operations.web(), *test_operations.dispatcher()}
+    of_serve = test_operations.told("The metrics of `serve`")
+    names = {*test_operations.web(), *test_operations.dispatcher(), *of_serve}
     for name in metrics_named(text):
         whole = re.sub(r"_(bucket|sum|count)$", "", name)
         assert any(known.startswith(name) for known in names) if name.endswith("_") else whole in names, name

@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "images": set(),
     "generator": set(),
     "embedded": set(),
+    "fleet": {"embedded"},  # several web processes behind one port
     "identity": set(),
     "openapi": {"tasks", "push", "dispatch", "identity"},  # describes what they read and encode
     "bench": {"tasks", "push", "dispatch", "identity", "generator", "embedded"},  # measures the whole, from above
@@ -72,6 +73,7 @@ PURE = {
     "server.dispatch.webhook_signature",
     "server.contradictions",
     "server.errors",
+    "server.fleet.exposition",
     "server.generator.draw",
     "server.generators",
     "server.health",

@@ -125,7 +125,7 @@ def test_what_is_of_the_whole_deployment_says_so_where_it_is_read() -> None:
 
 
 def test_alerts_are_over_metrics_and_labels_that_there_are() -> None:
-    known = {**web(), **dispatcher()}
+    known = {**web(), **dispatcher(), **told("The metrics of `serve`")}
     alerts = section("Alerts")
     expressions = re.findall(r"expr: (.*)", alerts)
     assert len(expressions) == alerts.count("- alert:") >= 8
@@ -139,7 +139,7 @@ def test_alerts_are_over_metrics_and_labels_that_there_are() -> None:
             assert not label or label in known[family][1], expression
             assert not values or set(values.split("|")) <= {"failed", "refused"}, expression
         for label in re.findall(r"by \(([\w, ]+)\)", expression):
-            assert set(label.split(", ")) <= {"lane", "instance", "le"}, expression
+            assert set(label.split(", ")) <= {"lane", "instance", "slot", "le"}, expression
 
 
 @cache
@@ -168,7 +168,9 @@ def test_each_event_of_the_log_is_told() -> None:
         for event in re.findall(r"`(\w+)`", names)
     }
     assert table.keys() == events().keys()
-    assert all(set(processes.split(", ")) <= {"web", "dispatcher", "generator"} for processes in table.values())
+    assert all(
+        set(processes.split(", ")) <= {"web", "serve", "dispatcher", "generator"} for processes in table.values()
+    )
 
 
 def test_the_examples_are_lines_as_they_are_logged() -> None:

@@ -35,7 +35,7 @@ def test_defaults_are_the_code_s() -> None:
 
 def test_the_commands_it_lives_by_are_told() -> None:
     ours = set(re.findall(r"(?:\./run|^taskbeam) ([a-z]+)", README, re.MULTILINE))
-    assert {"up", "test", "migrate", "bench", "settings", "web", "dispatcher"} <= ours
+    assert {"up", "test", "migrate", "bench", "settings", "serve", "dispatcher"} <= ours
     for line in (ROOT / "Procfile").read_text().splitlines():
         assert line.split()[2] in main.commands
 

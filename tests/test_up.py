@@ -12,14 +12,15 @@ import pytest
 from server.embedded.redis import EmbeddedRedis
 from tests.deployment import CURRENT_KEY, NEXT_KEY, TOKEN, Database, listen
 from tests.sse import changes, check_followed
-from tests.supervised import Up, command_line, descendants, refused, wait_gone
+from tests.supervised import Up, command_line, descendants, refused, wait_gone, wait_until
 
 STOP_SECONDS_MAX = 5.0
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
-async def test_from_start_to_end(up: Callable[..., Up], how: int) -> None:
-    one = await up().started()
+@pytest.mark.parametrize(("how", "processes"), [(signal.SIGINT, 1), (signal.SIGHUP, 2)])
+async def test_from_start_to_end(up: Callable[..., Up], how: int, processes: int) -> None:
+    one = await up().started("--processes", str(processes))
+    wait_until(lambda: web_processes(one) == processes, one.output)
     below = descendants(one.pid)
     names = " ".join(map(command_line, below))
     for name in ("taskbeam web", "taskbeam dispatcher", "taskbeam generator", "redis-server", "bin/postgres"):
@@ -44,6 +45,10 @@ async def test_from_start_to_end(up: Callable[..., Up], how: int) -> None:
     assert output.count("ready http://") == 1
     assert "Traceback" not in output
     assert '"level": "error"' not in output
+
+
+def web_processes(one: Up) -> int:
+    return " ".join(map(command_line, descendants(one.pid))).count("taskbeam web")
 
 
 async def test_why_it_does_not_start(up: Callable[..., Up], place: Path) -> None:

@@ -30,6 +30,11 @@ class ChildFailed(Exception):
     """A part did not start; the message is for the person at the terminal."""
 
 
+def ours(name: str, *arguments: str) -> list[str]:
+    """The command line of another process of ours, run as this one is."""
+    return [sys.executable, str(Path(sys.argv[0]).absolute()), name, *arguments]
+
+
 def spawn(
     argv: Sequence[str],
     *,
