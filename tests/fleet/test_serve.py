@@ -200,6 +200,7 @@ async def test_sigterm_in_the_middle_of_a_rolling_restart_ends_all_of_it(served:
 
 
 def test_what_is_wrong_at_the_start_is_said_once(served: Deployment) -> None:
+    served.web.stop()
     served.web.log.write_text("")
     served.web.begin(WEB_PROCESSES=str(PROCESSES), GENERATOR_URL="")
     assert served.web.wait() == 2
@@ -208,6 +209,8 @@ def test_what_is_wrong_at_the_start_is_said_once(served: Deployment) -> None:
 
 
 def test_nothing_outlives_a_supervisor_that_is_killed(served: Deployment) -> None:
+    served.web.stop()
+    served.web.log.write_text("")
     served.web.begin(WEB_PROCESSES="2")
     wait_until(lambda: said(served, '"web_started"') == 2, served.web.tail)
     orphans = list(children(served))
