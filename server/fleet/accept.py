@@ -15,7 +15,9 @@ from server.fleet.board import Place
 # In one turn of the event loop: a burst must not keep it from the streams that are there.
 ACCEPTED_A_TURN = 8
 AHEAD_MAX = 8
+# For each so many ahead: where all are busy, the others need longer to come round.
 HOLD_OFF_SECONDS = 0.005
+HOLD_OFF_SECONDS_MAX = 0.1
 # Mostly no file descriptor or no memory is left: it will not be better at once.
 FAILED_SECONDS = 0.25
 
@@ -56,8 +58,9 @@ class Acceptor:
 
     def _come(self) -> None:
         least = None if self._place is None else self._place.least_open()
-        if least is not None and self.open > least + AHEAD_MAX:
-            self._hold_off(HOLD_OFF_SECONDS)
+        ahead = 0 if least is None else self.open - least
+        if ahead > AHEAD_MAX:
+            self._hold_off(min(HOLD_OFF_SECONDS_MAX, HOLD_OFF_SECONDS * ahead / AHEAD_MAX))
         else:
             self._take()
 
