@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import click
 
+from server.bench.command import bench
 from server.settings import InvalidSettings, Settings
 
 
@@ -146,16 +147,7 @@ def settings() -> None:
         click.echo(f"{field.metadata['env']}{default}\n    {field.metadata['doc']}")
 
 
-@main.command()
-@click.option("--streams", type=click.IntRange(1, 15_000), default=2_000, show_default=True)
-@click.option("--rate", type=click.IntRange(1, 5_000), default=200, show_default=True, help="Callbacks a second.")
-@click.option("--seconds", type=click.FloatRange(1, 300), default=10.0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Figures for programs.")
-def bench(streams: int, rate: int, seconds: float, as_json: bool) -> None:
-    """Measure this machine: callback to client, bytes a stream, CPU an event. Starts its own servers."""
-    from server.bench.push import run_bench
-
-    sys.exit(run_bench(streams, rate, seconds, as_json))
+main.add_command(bench)
 
 
 @main.command()

@@ -53,6 +53,11 @@ BESIDES = {
 EMBEDDED_MAY_IMPORT = {"server.settings"}
 PURE = {
     "server.auth",
+    "server.bench.figures",
+    "server.bench.frames",
+    "server.bench.plot",
+    "server.bench.table",
+    "server.bench.times",
     "server.clients.judge",
     "server.clients.times",
     "server.chaos.recovery",

@@ -8,11 +8,13 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 
-import asyncpg
 import jwt
-import msgspec
 from starlette.requests import HTTPConnection
 
+from server.bench.figures import Rights
+from server.bench.push import Say
+from server.bench.stage import ISSUER, SECRET, Stage
+from server.bench.times import times
 from server.db import Pool, acting_as, open_pool
 from server.identity.identity import Identity
 from server.metrics import Metrics
@@ -22,26 +24,18 @@ from server.tasks.reading import TaskReader
 USERS = 10_000
 READS = 600
 TOKENS = 2_000
-ISSUER, SECRET = "https://issuer.example.com", "secret-of-the-bench-0123456789abcdef"
 NEWEST = """select c.* from (select version from public.image_generations where task_id = $1) t
             cross join lateral (select * from taskbeam.changes where (task_id, version) = ($1, t.version) limit 1) c"""
 
 
-class Rights(msgspec.Struct):
-    """Seconds; of tokens, of the CPU."""
-
-    read_bare: list[float]
-    read_as_caller: list[float]
-    users: int
-    joins: float
-    token_first: float
-    token_again: float
+def measure_rights(stage: Stage, say: Say) -> Rights:
+    say(f"reads, joins and tokens of {USERS} users")
+    return asyncio.run(_measure(stage))
 
 
-async def measure_rights(url: str, owner_url: str) -> Rights:
-    """`url` as the processes have it, `owner_url` for the tasks of 10,000 users, which are made here."""
-    people = await _people(owner_url)
-    settings = Settings.from_env({"DATABASE_URL": url, "AUTH_ISSUER": ISSUER, "AUTH_SECRET": SECRET})
+async def _measure(stage: Stage) -> Rights:
+    people = await _people(stage)
+    settings = Settings.from_env({"DATABASE_URL": stage.url(), "AUTH_ISSUER": ISSUER, "AUTH_SECRET": SECRET})
     pool = await open_pool(settings, application="bench")
     try:
         bare, as_caller = await _reads(pool, people)
@@ -51,14 +45,16 @@ async def measure_rights(url: str, owner_url: str) -> Rights:
     finally:
         await pool.close()
     first, again = await _tokens(settings)
-    return Rights(bare, as_caller, len(people), joins, first, again)
+    read_bare, read_as_caller = times(bare), times(as_caller)
+    assert read_bare is not None and read_as_caller is not None  # noqa: S101, PT018  (READS are made)
+    return Rights(read_bare, read_as_caller, USERS, joins * 1_000, first * 1e6, again * 1e6)
 
 
-async def _people(owner_url: str) -> list[tuple[str, str]]:
+async def _people(stage: Stage) -> list[tuple[str, str]]:
     """Claims and a task each."""
     users = [str(uuid.uuid4()) for _ in range(USERS)]
     tasks = [f"bench-{number}" for number in range(USERS)]
-    owner = await asyncpg.connect(owner_url)
+    owner = await stage.owner()
     try:
         await owner.execute(
             """insert into public.image_generations (task_id, user_id, prompt)
@@ -85,10 +81,10 @@ async def _reads(pool: Pool, people: list[tuple[str, str]]) -> tuple[list[float]
 
     taken: dict[Callable[[str, str], Awaitable[None]], list[float]] = {bare: [], as_caller: []}
     for round_ in range(READS):
-        for way, times in taken.items():
+        for way, durations in taken.items():
             began = time.perf_counter()
             await way(*people[round_])
-            times.append(time.perf_counter() - began)
+            durations.append(time.perf_counter() - began)
     warm = READS // 10
     return taken[bare][warm:], taken[as_caller][warm:]
 
