@@ -18,6 +18,7 @@ from server.dispatch.signature import sign
 
 CONNECTIONS = 64
 ANSWER_SECONDS_MAX = 30.0
+ANSWER_BYTES = 65_536
 # Who is sent later than this after it was due had to wait for a connection: that counts.
 LATE_SECONDS = 0.002
 _LENGTH = b"content-length: "
@@ -97,7 +98,10 @@ class Callers:
             if fd in self._beside:
                 self._beside[fd].read(0)
                 continue
-            data = self._partial.pop(fd, b"") + self._connections[fd].recv(65_536)
+            more = self._connections[fd].recv(ANSWER_BYTES)
+            if not more:
+                raise CannotMeasure("the web process closed a connection before it had answered a callback")
+            data = self._partial.pop(fd, b"") + more
             end = data.find(b"\r\n\r\n")
             at = data.find(_LENGTH, 0, end)
             if end < 0 or len(data) < end + 4 + int(data[at + len(_LENGTH) :].split(b"\r", 1)[0]):

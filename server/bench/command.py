@@ -117,6 +117,8 @@ def _run(
     against: tuple[Any, ...] = (),
     drawing: Path | None = None,
 ) -> None:
+    if sys.platform != "linux":
+        raise click.ClickException("the bench reads the kernel's account in /proc, so it runs on Linux only")
     from server.bench.run import Asked, run_bench
 
     words = sys.argv[sys.argv.index("bench") + 1 :] if "bench" in sys.argv else []

@@ -9,6 +9,7 @@ from server.push.publisher import encode
 from server.tasks.snapshot import TaskChange
 
 ANSWER_BYTES = 1 << 16
+SEND_SECONDS_MAX = 10.0
 
 
 class Feed(Protocol):
@@ -22,7 +23,7 @@ class RedisFeed:
     """Both messages of each change, in one pipeline, whose answers are not asked for."""
 
     def __init__(self, port: int) -> None:
-        self._connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self._connection = socket.create_connection(("127.0.0.1", port), timeout=SEND_SECONDS_MAX)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._connection.sendall(b"CLIENT REPLY OFF\r\n")
 
@@ -43,7 +44,7 @@ class NchanFeed:
     """One POST a change, to the one channel that is followed: there is no other that would cost the follower."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self._connection = socket.create_connection(address, timeout=10)
+        self._connection = socket.create_connection(address, timeout=SEND_SECONDS_MAX)
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, changes: Sequence[TaskChange], many: bool) -> None:
@@ -63,7 +64,7 @@ class NchanFeed:
         except BlockingIOError:
             pass
         finally:
-            self._connection.setblocking(True)
+            self._connection.settimeout(SEND_SECONDS_MAX)
 
     def close(self) -> None:
         self._connection.close()

@@ -1,5 +1,6 @@
 """What the bench has to know of the machine: processor time by the kernel's account, memory, cores, limits, noise."""
 
+import contextlib
 import os
 import platform
 import resource
@@ -43,7 +44,8 @@ def cores() -> tuple[set[int], set[int]]:
 def pin(pid: int, to: set[int]) -> None:
     """All threads of a process, and those it starts from now on."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), to)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.sched_setaffinity(int(thread.name), to)
 
 
 def cpu_seconds(pid: int) -> float:

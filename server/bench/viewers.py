@@ -19,6 +19,7 @@ EVENT = b"\nid: "
 READ_BYTES = 1 << 20
 AT_ONCE = 100
 READY_MAX = 1_024
+CONNECT_SECONDS_MAX = 10.0
 QUIET_SECONDS = 0.1
 RESET = struct.pack("ii", 1, 0)  # a close() that leaves no port waiting
 
@@ -47,6 +48,7 @@ class Viewers:
         self._checkers: dict[int, FrameChecker] = {}
         self._buffer = bytearray(READ_BYTES)
         self._count = 0
+        self._nth = 0
         self.delivered = 0
         self.reads = 0
         self.ended = 0
@@ -62,8 +64,6 @@ class Viewers:
     def check_every(self, nth: int) -> None:
         """Of the streams opened from now on every nth is held to the letter."""
         self._nth = nth
-
-    _nth = 0
 
     def open(self, openings: Sequence[Opening], seconds: float, at_once: int = AT_ONCE) -> None:
         """Open them all, so many under way at a time. Raises CannotMeasure where that is not done in `seconds`."""
@@ -94,6 +94,7 @@ class Viewers:
 
     def _connect(self, opening: Opening) -> int:
         connection = socket.socket()
+        connection.settimeout(CONNECT_SECONDS_MAX)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         connection.connect(self._address)
