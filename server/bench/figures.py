@@ -64,7 +64,10 @@ class Pushes(msgspec.Struct):
 
 
 class Idle(msgspec.Struct):
-    """Resident memory of the web process by open connection; processor time of an idle stream in µs a second."""
+    """Resident memory of the web process by open connection.
+
+    `sse_us_per_second`: processor time of the process, heartbeats and all, while nothing happens, by stream.
+    """
 
     sse_bytes: int
     ws_bytes: int

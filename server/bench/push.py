@@ -21,7 +21,9 @@ from server.bench.viewers import Viewers
 ROUNDS = 3
 PACED_SECONDS = 2.0
 WARM_STREAMS = 50
-IDLE_SECONDS = 2.0
+# In that time every stream has its heartbeat; a short run looks for less.
+IDLE_SECONDS = 15.0
+IDLE_SECONDS_A_SECOND = 30.0
 SEQ = "select seq from taskbeam.owners where user_id = $1::uuid"
 
 Say = Callable[[str], None]
@@ -50,7 +52,9 @@ def measure_push(stage: Stage, plan: Plan, say: Say) -> tuple[Pushes, Idle, Join
     web = contenders.ours(stage)
     say(f"{plan.streams} streams, each on a channel of its own: taskbeam{names}")
     lanes = [_own_lane(stage, contender, plan.streams) for contender in (web, *rest)]
-    sse_bytes, join_us, idle_us = _open_and_look(stage, web, lanes[0], min(IDLE_SECONDS, 2 * plan.seconds))
+    sse_bytes, join_us, idle_us = _open_and_look(
+        stage, web, lanes[0], min(IDLE_SECONDS, IDLE_SECONDS_A_SECOND * plan.seconds)
+    )
     for lane in lanes[1:]:
         lane.open()
     w1 = _compare(W1, lanes, plan)
@@ -100,21 +104,15 @@ def _open_and_look(stage: Stage, web: Contender, lane: Lane, seconds: float) -> 
     """Bytes a stream, µs of the processor a join, µs a second an idle stream."""
     pid = web.pid()
     _warm_up(stage, web)
-    alone = _idle_share(pid, seconds)
     before, taken = machine.resident_bytes(pid), machine.cpu_seconds(pid)
     lane.open()
     streams = len(lane.viewers)
     joins = machine.cpu_seconds(pid) - taken
     bytes_a_stream = (machine.resident_bytes(pid) - before) // streams
-    idle = _idle_share(pid, seconds) - alone
-    return bytes_a_stream, joins / streams * 1e6, max(0.0, idle) / streams * 1e6
-
-
-def _idle_share(pid: int, seconds: float) -> float:
-    """Of a core, while nothing happens."""
-    before = machine.cpu_seconds(pid)
+    taken = machine.cpu_seconds(pid)
     time.sleep(seconds)
-    return (machine.cpu_seconds(pid) - before) / seconds
+    idle = (machine.cpu_seconds(pid) - taken) / seconds
+    return bytes_a_stream, joins / streams * 1e6, idle / streams * 1e6
 
 
 def _sockets_bytes(stage: Stage, web: Contender, count: int) -> int:
