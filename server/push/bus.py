@@ -1,7 +1,7 @@
 """The bus. Redis pub/sub: hints that something changed, with the change itself; never the truth (that is Postgres).
 
 One connection a process listens, SUBSCRIBE by need, never PSUBSCRIBE (publisher.py is the other direction). It
-pings every second and starts over when no pong comes in three: a half-open connection is not noticed otherwise.
+pings every second and starts over when nothing comes in three: a half-open connection is not noticed otherwise.
 What is lost meanwhile the tick finds in Postgres.
 """
 
@@ -9,20 +9,26 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import structlog
 
 from server.metrics import Metrics
 from server.push import hub
-from server.push.publisher import CONNECT_SECONDS_MAX, UNAVAILABLE, connect, decode
+from server.push.confirmations import Confirmations
+from server.push.publisher import decode
+from server.push.redis_link import UNAVAILABLE, Link, Reply, open_link, pack
+from server.push.subscriptions import Subscriptions
 
 Deliver: TypeAlias = Callable[[str, list[hub.Item]], None]
 log = structlog.get_logger()
 
 PING_SECONDS = 1.0
-PONG_SECONDS_MAX = 3.0
+PINGS_UNANSWERED_MAX = 3
+# Who held on for that long begins to wait anew from the shortest pause.
+STEADY_SECONDS = 3.0
 RECONNECT_SECONDS_MAX = 2.0
+PING = pack([(b"PING",)])
 
 
 class Bus(Protocol):
@@ -71,13 +77,13 @@ class RedisBus:
 
     def __init__(self, url: str, prefix: str, metrics: Metrics) -> None:
         self._url = url
-        self._prefix = prefix
         self._metrics = metrics
-        self._wanted: set[str] = set()
-        self._requested: set[str] = set()
-        self._confirmed: set[str] = set()
-        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
-        self._change = asyncio.Event()
+        self._subscriptions = Subscriptions(prefix)
+        self._confirmations = Confirmations(metrics.bus_confirmations_late.inc)
+        self._link: Link | None = None
+        self._asking = False
+        self._deliver: Deliver = lambda topic, items: None
+        self._connected: Callable[[], None] = lambda: None
         self.connected = False
         self._ever = asyncio.Event()
 
@@ -87,32 +93,30 @@ class RedisBus:
             async with asyncio.timeout(seconds):
                 await self._ever.wait()
 
-    # Subscribing: the hub says what is wanted, the listening task brings it about.
+    # Subscribing: the hub says what is wanted; all that it says in one turn of the loop goes to Redis in one write.
 
     def subscribe(self, topic: str) -> None:
-        self._wanted.add(topic)
-        self._change.set()
+        self._subscriptions.want(topic)
+        self._ask_soon()
 
     def unsubscribe(self, topic: str) -> None:
-        self._wanted.discard(topic)
-        self._change.set()
+        self._subscriptions.drop(topic)
+        self._ask_soon()
+
+    def _ask_soon(self) -> None:
+        if self._link is not None and not self._asking:
+            self._asking = True
+            asyncio.get_running_loop().call_soon(self._ask)
+
+    def _ask(self) -> None:
+        self._asking = False
+        if self._link is not None:
+            self._link.write(pack(self._subscriptions.commands()))
 
     async def subscribed(self, topic: str, seconds: float) -> None:
         """Return when Redis has confirmed the topic, or after `seconds`: a follower goes on either way."""
-        if topic in self._confirmed or not self.connected:
-            return
-        future = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(topic, set()).add(future)
-        try:
-            async with asyncio.timeout(seconds):
-                await future
-        except TimeoutError:
-            self._metrics.bus_confirmations_late.inc()
-        finally:
-            waiting = self._waiting.get(topic, set())
-            waiting.discard(future)
-            if not waiting:
-                self._waiting.pop(topic, None)
+        if self.connected and not self._subscriptions.is_confirmed(topic):
+            await self._confirmations.wait(topic, seconds)
 
     # Listening
 
@@ -121,90 +125,79 @@ class RedisBus:
 
         `deliver(topic, items)` is called for every message, `connected` after every new connection.
         """
+        self._deliver, self._connected = deliver, connected
         attempt = 0
         while True:
             started = asyncio.get_running_loop().time()
             try:
-                await self._listen_once(deliver, connected)
+                await self._listen_once()
             except UNAVAILABLE as error:
                 if self.connected or attempt == 0:
                     log.warning("redis_away", reason=type(error).__name__)
             self.connected = False
             self._metrics.bus_connected.set(0)
-            attempt = 0 if asyncio.get_running_loop().time() - started > PONG_SECONDS_MAX else attempt + 1
+            attempt = 0 if asyncio.get_running_loop().time() - started > STEADY_SECONDS else attempt + 1
             pause = min(RECONNECT_SECONDS_MAX, 0.05 * 2**attempt)
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  (spreads reconnects)
 
-    async def _listen_once(self, deliver: Deliver, connected: Callable[[], None]) -> None:
-        client = connect(self._url, socket_timeout=None)
-        pubsub = client.pubsub()
-        self._requested.clear()
-        self._confirmed.clear()
-        loop = asyncio.get_running_loop()
+    async def _listen_once(self) -> None:
+        """Until the link is lost; raises why."""
+        link = await open_link(self._url, self._received)
         try:
-            async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                await pubsub.connect()  # type: ignore[no-untyped-call]  # redis has no annotation there
-                await pubsub.ping()
-            heard = loop.time()
-            writer = asyncio.create_task(self._ask(pubsub))
-            try:
-                while True:
-                    if writer.done():
-                        writer.result()
-                    message = await pubsub.get_message(timeout=PING_SECONDS)
-                    if message is not None:
-                        heard = loop.time()
-                        self._heard(message, deliver, connected)
-                    elif loop.time() - heard > PONG_SECONDS_MAX:
-                        raise TimeoutError("no pong")
-            finally:
-                writer.cancel()
-                await asyncio.gather(writer, return_exceptions=True)
+            self._subscriptions.start_over()
+            self._link = link
+            self._ask()  # before the first ping: the pong says that all of it is in force
+            unanswered = 0
+            while unanswered < PINGS_UNANSWERED_MAX:
+                link.heard = False
+                link.write(PING)
+                await asyncio.wait([link.lost], timeout=PING_SECONDS)
+                if link.lost.done():
+                    raise link.lost.result()
+                unanswered = 0 if link.heard else unanswered + 1
+            raise TimeoutError("no pong")
         finally:
-            with contextlib.suppress(*UNAVAILABLE):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
-                await client.aclose()
+            self._link = None
+            link.lose(ConnectionError("given up"))
 
-    async def _ask(self, pubsub: Any) -> None:
-        """Keep what is asked of Redis the same as what is wanted; ping in between."""
-        while True:
-            self._change.clear()
-            new, old = self._wanted - self._requested, self._requested - self._wanted
-            if new:
-                self._requested |= new
-                await pubsub.subscribe(*(self._prefix + topic for topic in new))
-            if old:
-                self._requested -= old
-                self._confirmed -= old
-                await pubsub.unsubscribe([self._prefix + topic for topic in old])
-            try:
-                async with asyncio.timeout(PING_SECONDS):  # wait_for() may swallow a cancellation (Python 3.11)
-                    await self._change.wait()
-            except TimeoutError:
-                await pubsub.ping()
+    def _received(self, replies: list[Reply]) -> None:
+        messages = 0
+        for reply in replies:
+            if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
+                messages += 1
+                self._message(reply[1], reply[2])
+            else:
+                self._answered(reply)
+        if messages:
+            self._metrics.bus_received.inc(messages)
 
-    def _heard(self, message: dict[str, Any], deliver: Deliver, connected: Callable[[], None]) -> None:
-        if message["type"] == "message":
-            self._message(message["channel"].decode()[len(self._prefix) :], message["data"], deliver)
-        elif message["type"] == "subscribe":
-            topic = message["channel"].decode()[len(self._prefix) :]
-            if topic in self._wanted:
-                self._confirmed.add(topic)
-            for future in self._waiting.pop(topic, ()):
-                if not future.done():
-                    future.set_result(None)
-        elif message["type"] == "pong" and not self.connected:
-            self.connected = True
-            self._ever.set()
-            self._metrics.bus_connected.set(1)
-            log.info("redis_connected")
-            connected()
-
-    def _message(self, topic: str, data: bytes, deliver: Deliver) -> None:
-        self._metrics.bus_received.inc()
+    def _message(self, channel: object, data: object) -> None:
+        topic = self._subscriptions.topics.get(channel) if isinstance(channel, bytes) else None
+        if topic is None or not isinstance(data, bytes):
+            return  # not wanted any more
         try:
             item = decode(topic, data)
         except ValueError as error:
             log.warning("bus_message_refused", **hub.subject(topic), reason=str(error))
             return
-        deliver(topic, [item])
+        self._deliver(topic, [item])
+
+    def _answered(self, reply: Reply) -> None:
+        """What else Redis says; what we do not know is not for us."""
+        match reply:
+            case [b"subscribe", bytes(channel), _]:
+                topic = self._subscriptions.confirm(channel)
+                if topic is not None:
+                    self._confirmations.confirm(topic)
+            case b"PONG" | [b"pong", _]:
+                self._ponged()
+            case Exception():
+                raise reply
+
+    def _ponged(self) -> None:
+        if not self.connected:
+            self.connected = True
+            self._ever.set()
+            self._metrics.bus_connected.set(1)
+            log.info("redis_connected")
+            self._connected()

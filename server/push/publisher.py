@@ -9,36 +9,22 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-import redis.asyncio
 import structlog
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from server import failpoints
 from server.db import DATABASE_ERRORS, Pool
 from server.metrics import ProcessMetrics
 from server.push import hub
+from server.push.redis_link import UNAVAILABLE, Link, Reply, open_link, pack
 from server.settings import Settings
 from server.tasks import snapshot
 from server.tasks.snapshot import TaskChange
 
 log = structlog.get_logger()
 
-CONNECT_SECONDS_MAX = 2.0
 PUBLISH_SECONDS_MAX = 1.0
 QUEUE_MAX = 10_000
 PIPELINE_MAX = 500
-UNAVAILABLE: tuple[type[BaseException], ...] = (redis.exceptions.RedisError, OSError, TimeoutError)
-
-
-def connect(url: str, *, socket_timeout: float | None) -> "redis.asyncio.Redis":
-    """A client for any URL that redis-py takes; it never retries by itself, its user starts over."""
-    return redis.asyncio.Redis.from_url(
-        url,
-        socket_connect_timeout=CONNECT_SECONDS_MAX,
-        socket_timeout=socket_timeout,
-        retry=Retry(NoBackoff(), 0),
-    )
 
 
 class Outlet(Protocol):
@@ -96,25 +82,47 @@ class Publisher:
 
 
 class Channels:
-    """Two messages a change, in one pipeline: on the task's channel and on its user's."""
+    """Two messages a change, on the task's channel and on its user's; all of a batch in one write."""
 
     def __init__(self, url: str, prefix: str) -> None:
-        self._client = connect(url, socket_timeout=PUBLISH_SECONDS_MAX)
+        self._url = url
         self._prefix = prefix
+        self._link: Link | None = None
+        self._unanswered = 0
+        self._all_answered: asyncio.Future[None] | None = None
 
     async def send(self, batch: Sequence[TaskChange]) -> None:
-        pipeline = self._client.pipeline(transaction=False)
-        for change in batch:
-            for topic, data in encode(change):
-                pipeline.publish(self._prefix + topic, data)
         try:
-            await pipeline.execute()
+            link = self._link
+            if link is None or link.lost.done():
+                self._link = link = await open_link(self._url, self._answered)
+                link.lost.add_done_callback(self._lost)
+            commands = [("PUBLISH", self._prefix + topic, data) for change in batch for topic, data in encode(change)]
+            self._unanswered = len(commands)
+            self._all_answered = asyncio.get_running_loop().create_future()
+            link.write(pack(commands))
+            await self._all_answered
         except BaseException:
-            await self._client.connection_pool.disconnect()  # an answer may still be under way on it
+            await self.close()  # an answer may still be under way on it
             raise
 
+    def _answered(self, replies: list[Reply]) -> None:
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+            self._unanswered -= isinstance(reply, int)  # to how many each went; else it is news, and not for us
+        if self._unanswered == 0 and self._all_answered is not None and not self._all_answered.done():
+            self._all_answered.set_result(None)
+
+    def _lost(self, lost: "asyncio.Future[BaseException]") -> None:
+        ours = self._link is not None and self._link.lost is lost
+        if ours and self._all_answered is not None and not self._all_answered.done():
+            self._all_answered.set_exception(lost.result())
+
     async def close(self) -> None:
-        await self._client.aclose()
+        if self._link is not None:
+            self._link.lose(ConnectionError("given up"))
+            self._link = None
 
 
 class Notices:
@@ -151,7 +159,7 @@ def decode(topic: str, data: bytes) -> hub.Item:
     """The reverse of encode() for one message. Raises ValueError for anything else."""
     if topic.startswith("task:"):
         change = snapshot.from_body(data)
-        if hub.task_topic(change.task_id) != topic:
+        if change.task_id != topic[5:]:
             raise ValueError("a snapshot of another task")
         return hub.task_item(change)
     seq, _, body = data.partition(b" ")
