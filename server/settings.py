@@ -12,6 +12,7 @@ from typing import Any
 
 from server import contradictions, values
 from server import database_url as database
+from server import redis_url as redis
 from server.generators import PROVIDERS, Generator, Provider, parse_generators, parse_headers, parse_url
 from server.template import Template, parse_template
 
@@ -80,8 +81,9 @@ class Settings:
     redis_url: str | None = _setting(
         "REDIS_URL",
         None,
-        values.url("redis", "rediss", "unix"),
-        "Redis or Valkey for the push channels. Unset: `up` runs a private one; else notices in Postgres are used.",
+        redis.parse,
+        "Redis or Valkey for the push channels, or its Sentinels (redis+sentinel://host,host/0?service=name). "
+        "Unset: `up` runs a private one; else notices in Postgres are used.",
         secret=True,
     )
     redis_prefix: str = _setting(

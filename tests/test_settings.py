@@ -77,7 +77,7 @@ BAD = {
     "DATABASE_CONNECTIONS": ["1", "201", "many"],
     "WEB_PROCESSES": ["0", "257", "auto"],
     "TASKS_KEPT_DAYS": ["0", "-1", "36501", "never", "1d"],
-    "REDIS_URL": ["http://redis.test", "redis.test"],
+    "REDIS_URL": ["http://redis.test", "redis.test", "redis+sentinel://redis.test"],
     "REDIS_PREFIX": ["a b", "a*", "é", "x" * 65, "a\nb"],
     "ALLOWED_HOSTS": ["https://web.internal", "*", "*.internal", "a b", "web:8000/x"],
     "ALLOWED_ORIGINS": ["*", "app.test", "https://app.test/", "https://*.app.test", "https://a@app.test", "null"],
