@@ -54,6 +54,7 @@ from server.results import PATH, Results
 from server.retention import Retention
 from server.routing import Routes
 from server.settings import InvalidSettings, Settings
+from server.starting import redis_problems
 from server.tasks.access import Access
 from server.tasks.backlog import read_backlog
 from server.tasks.endpoints import TaskEndpoints
@@ -330,7 +331,7 @@ def _require(settings: Settings) -> None:
         "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,
     }
     problems = [f"{name} is not set (`taskbeam up` brings a part of its own)" for name, v in missing.items() if not v]
-    problems += far_qstash_problems(settings)
+    problems += far_qstash_problems(settings) + redis_problems(settings)
     if problems:
         raise InvalidSettings(problems)
 

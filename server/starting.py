@@ -2,6 +2,7 @@
 
 A generator that reports nothing would otherwise leave its task `pending` until the end, and the time that a run
 may take is counted from here. The dispatcher knows messages only, so the two are put together outside of it.
+And so is what it and the web process look at alike before they start.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import structlog
 from server.db import DATABASE_ERRORS, Pool
 from server.metrics import ProcessMetrics
 from server.push.publisher import Publisher, outlet
+from server.push.redis_link import refusal
 from server.settings import Settings
 from server.tasks.state import Report
 from server.tasks.store import NoSuchTask, TaskStore
@@ -22,6 +24,12 @@ log = structlog.get_logger()
 
 # (task id, attempt, delivery) of each message claimed
 Starter: TypeAlias = Callable[[Sequence[tuple[str, int, int]]], Awaitable[None]]
+
+
+def redis_problems(settings: Settings) -> list[str]:
+    """Why REDIS_URL, right as a URL, leads to nothing: a line at most."""
+    reason = None if settings.redis_url is None else refusal(settings.redis_url)
+    return [] if reason is None else [f"REDIS_URL {reason}"]
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from server.dispatch.metrics import DispatcherMetrics
 from server.openapi.dispatcher import answer as description
 from server.serve import run_app
 from server.settings import InvalidSettings, Settings
-from server.starting import Starter, task_starter
+from server.starting import Starter, redis_problems, task_starter
 
 log = structlog.get_logger()
 
@@ -36,6 +36,7 @@ def run_dispatcher(settings: Settings, fd: int | None = None) -> None:
         "QSTASH_CURRENT_SIGNING_KEY": settings.qstash_current_signing_key,
     }
     problems = [f"{name} is not set; the dispatcher cannot work without it" for name, v in needed.items() if not v]
+    problems += redis_problems(settings)
     if problems:
         raise InvalidSettings(problems)
     logging.configure(settings, "dispatcher")

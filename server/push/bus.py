@@ -110,8 +110,8 @@ class RedisBus:
 
     def _ask(self) -> None:
         self._asking = False
-        if self._link is not None:
-            self._link.write(pack(self._subscriptions.commands()))
+        if self._link is not None and (commands := self._subscriptions.commands()):
+            self._link.write(pack(commands))
 
     async def subscribed(self, topic: str, seconds: float) -> None:
         """Return when Redis has confirmed the topic, or after `seconds`: a follower goes on either way."""

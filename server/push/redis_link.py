@@ -41,7 +41,7 @@ async def open_link(url: str, receive: Receive) -> "Link":
     """A link to the Redis at the URL, or to the master that its Sentinels know.
 
     `receive(replies)` is called with what each read brings; what it raises ends the link. Raises UNAVAILABLE, within
-    CONNECT_SECONDS_MAX; ValueError or TypeError for options that redis-py does not know.
+    CONNECT_SECONDS_MAX.
     """
     async with asyncio.timeout(CONNECT_SECONDS_MAX):
         asked = sentinels(url)
@@ -52,8 +52,21 @@ async def open_link(url: str, receive: Receive) -> "Link":
         return _take_over(connection, receive)
 
 
-async def _open(url: str) -> Any:
-    """A connection of redis-py's after its handshake."""
+def refusal(url: str) -> str | None:
+    """Why redis-py takes no such URL, None where it does. Names no option: it may be a piece of a password."""
+    asked = sentinels(url)
+    for each in (url,) if asked is None else (*asked.urls, asked.master("localhost", 1)):
+        try:
+            _unopened(each)
+        except (ValueError, RedisError) as error:
+            return f"cannot be used: {error}"
+        except Exception:  # whatever it does with what it did not foresee
+            return "has an option that redis-py does not know, or cannot take as it is"
+    return None
+
+
+def _unopened(url: str) -> Any:
+    """A connection of redis-py's."""
     pool: Any = redis.asyncio.ConnectionPool.from_url(
         url,
         socket_connect_timeout=CONNECT_SECONDS_MAX,
@@ -61,12 +74,21 @@ async def _open(url: str) -> Any:
         retry=Retry(NoBackoff(), 0),
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
-    connection = pool.make_connection()
+    return pool.make_connection()
+
+
+async def _open(url: str) -> Any:
+    """One after its handshake."""
+    connection = None
     try:
+        connection = _unopened(url)
         await connection.connect()
-    except BaseException:
-        await connection.disconnect(nowait=True)
-        raise
+    except BaseException as error:
+        if connection is not None:
+            await connection.disconnect(nowait=True)
+        if isinstance(error, UNAVAILABLE) or not isinstance(error, Exception):
+            raise
+        raise LinkError("not as redis-py foresees") from error
     return connection
 
 
@@ -80,7 +102,7 @@ async def _open_master(asked: Sentinels) -> Any:
     connection = await _open(asked.master(*await _master_of(asked)))
     try:
         role = await _ask(connection, "ROLE")
-        if role[0] != b"master":
+        if not isinstance(role, list) or role[:1] != [b"master"]:
             raise LinkError("not the master any more, or not yet")
     except ResponseError:
         pass  # this user may not ask that
@@ -101,9 +123,9 @@ async def _master_of(asked: Sentinels) -> tuple[str, int]:
                     await sentinel.disconnect(nowait=True)
         except UNAVAILABLE:
             continue
-        if found:
-            host, port = found
-            return host.decode(), int(port)
+        match found:
+            case [bytes(host), bytes(port)] if port.isdigit():
+                return host.decode(errors="replace"), int(port)
     raise LinkError("no Sentinel knows a master")
 
 

@@ -6,25 +6,20 @@ import dataclasses
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-import msgspec
 import pytest
 import redis
 import structlog
 import uvloop
 
 from server.embedded.redis import EmbeddedRedis
-from server.metrics import Metrics
-from server.push import bus, hub
-from server.push.bus import RedisBus
+from server.push import bus
 from server.push.publisher import Channels
-from server.push.redis_link import UNAVAILABLE, open_link
-from server.tasks.snapshot import TaskChange
-from server.tasks.state import State
-from tests.push.world import change_of
+from server.push.redis_link import UNAVAILABLE, Link, open_link
+from tests.push.heard import Heard, change, send
 from tests.redis_servers import alone, certificate, free_port, redis_process, tls_before
 
 
@@ -50,48 +45,6 @@ def own(folder: Path) -> Iterator[Own]:
         yield Own(port, socket, process)
 
 
-def change(task_id: str, version: int = 1) -> TaskChange:
-    return change_of(task_id, State(version=version, status_version=version), version)
-
-
-class Heard:
-    """What a bus delivers, once it runs."""
-
-    def __init__(self, url: str, prefix: str = "") -> None:
-        self.metrics = Metrics()
-        self.bus = RedisBus(url, prefix, self.metrics)
-        self.items: list[tuple[str, hub.Item]] = []
-        self.times_connected = 0
-        self._more = asyncio.Event()
-
-    def deliver(self, topic: str, items: list[hub.Item]) -> None:
-        self.items += [(topic, item) for item in items]
-        self._more.set()
-
-    def connected(self) -> None:
-        self.times_connected += 1
-        self._more.set()
-
-    async def until(self, condition: Callable[[], bool], seconds: float = 10) -> None:
-        async with asyncio.timeout(seconds):
-            while not condition():
-                self._more.clear()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._more.wait(), 0.05)
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator["Heard"]:
-        task = asyncio.create_task(self.bus.run(self.deliver, self.connected))
-        try:
-            await self.until(lambda: self.bus.connected or task.done())
-            if task.done():
-                task.result()
-            yield self
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-
 async def there_and_back(url: str) -> None:
     """Through the publisher to the bus, in a turn of the loop each."""
     out = Channels(url, "p:")
@@ -99,8 +52,8 @@ async def there_and_back(url: str) -> None:
         for topic in ("task:a", "task:b"):
             heard.bus.subscribe(topic)
         await asyncio.gather(*(heard.bus.subscribed(topic, 5) for topic in ("task:a", "task:b")))
-        await out.send([change("a"), change("b"), change("c")])
-        await out.send([change("a", 2)])
+        await send(out, change("a"), change("b"), change("c"))
+        await send(out, change("a", 2))
         await heard.until(lambda: len(heard.items) == 3)
         assert [(topic, item.position) for topic, item in heard.items] == [("task:a", 1), ("task:b", 1), ("task:a", 2)]
         assert heard.metrics.registry.get_sample_value("taskbeam_bus_received_total") == 3
@@ -161,17 +114,26 @@ async def test_a_wrong_password_and_a_right_that_is_missing_are_told(own: Own) -
         assert reason in {line.get("reason") for line in logs}
         assert "hunter2" not in str(logs)
         with pytest.raises(UNAVAILABLE):
-            await Channels(url, "").send([change("b")])
+            await send(Channels(url, ""), change("b"))
 
 
-async def test_subscriptions_of_one_turn_and_what_becomes_of_them(own: Own) -> None:
+async def test_subscriptions_of_one_turn_and_what_becomes_of_them(own: Own, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"redis://alice:hunter2@127.0.0.1:{own.port}"
     topics = [f"task:{number}" for number in range(2500)]
     with redis.Redis.from_url(url) as client:
         async with Heard(url, "many:").running() as heard:
+            writes: list[bytes] = []
+            write = Link.write
+
+            def note(link: Link, data: bytes) -> None:
+                writes.append(data)
+                write(link, data)
+
+            monkeypatch.setattr(Link, "write", note)
             for topic in topics:
                 heard.bus.subscribe(topic)
             await asyncio.gather(*(heard.bus.subscribed(topic, 5) for topic in topics))
+            assert [data.count(b"SUBSCRIBE") for data in writes if b"SUBSCRIBE" in data] == [3]
             channels = [f"many:{topic}" for topic in topics]
             assert dict(client.pubsub_numsub(*channels)) == {channel.encode(): 1 for channel in channels}
             for topic in topics:
@@ -212,14 +174,14 @@ async def test_a_redis_that_says_nothing_any_more_is_left(own: Own, monkeypatch:
     async with Heard(url).running() as heard:
         heard.bus.subscribe("task:a")
         await heard.bus.subscribed("task:a", 5)
-        await out.send([change("a")])
+        await send(out, change("a"))
         with structlog.testing.capture_logs() as logs:
             own.process.send_signal(signal.SIGSTOP)
             try:
                 stopped = time.monotonic()
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(0.1):
-                        await out.send([change("a", 2)])
+                        await send(out, change("a", 2))
                 await heard.until(lambda: not heard.bus.connected)
                 assert 0.25 < time.monotonic() - stopped < 2
                 began = time.monotonic()
@@ -230,7 +192,7 @@ async def test_a_redis_that_says_nothing_any_more_is_left(own: Own, monkeypatch:
             heard.bus.subscribe("task:b")
             await heard.until(lambda: heard.bus.connected)
         await asyncio.gather(*(heard.bus.subscribed(topic, 5) for topic in ("task:a", "task:b")))
-        await out.send([change("a", 3), change("b", 4)])
+        await send(out, change("a", 3), change("b", 4))
         await heard.until(lambda: {item.position for _, item in heard.items} >= {3, 4})
         assert [(line["event"], line.get("reason")) for line in logs if line["event"].startswith("redis")] == [
             ("redis_away", "TimeoutError"),
@@ -253,122 +215,10 @@ async def test_when_redis_ends_every_connection_all_comes_back(own: Own) -> None
                 await asyncio.sleep(0.005)
             await heard.until(lambda: heard.bus.connected)
             await asyncio.gather(*(heard.bus.subscribed(f"task:{number}", 5) for number in range(20)))
-            await out.send([change(str(number)) for number in range(20)])
+            await send(out, *[change(str(number)) for number in range(20)])
             await heard.until(lambda: len(heard.items) == 20)
             client.client_kill_filter(_type="normal", skipme=True)
             await asyncio.sleep(0.05)
-            await out.send([change("7", 2)])  # it has seen that the link is lost
+            await send(out, change("7", 2))  # it has seen that the link is lost
             await heard.until(lambda: len(heard.items) == 21)
     await out.close()
-
-
-class Scripted:
-    """A Redis that answers as it is told; the handshake of redis-py goes as with one of old."""
-
-    def __init__(self, answers: dict[bytes, bytes]) -> None:
-        self._answers = {b"HELLO": b"%1\r\n+proto\r\n:3\r\n", b"CLIENT": b"+OK\r\n", **answers}
-        self.connections = 0
-        self._writers: list[asyncio.StreamWriter] = []
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        self._writers.append(writer)
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            while line := await reader.readline():
-                words = [await self._word(reader) for _ in range(int(line[1:]))]
-                writer.write(self._answers.get(words[0].upper(), b""))
-        writer.close()
-
-    async def _word(self, reader: asyncio.StreamReader) -> bytes:
-        return (await reader.readexactly(int((await reader.readline())[1:]) + 2))[:-2]
-
-    @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncIterator[str]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        try:
-            yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        finally:
-            server.close()
-            for writer in self._writers:
-                writer.close()
-            await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
-
-
-PUSHED = b">2\r\n$6\r\nMOVING\r\n:15\r\n"
-
-
-@pytest.mark.parametrize(
-    ("answers", "reason"),
-    [
-        ({b"PING": b"+PONG\r\n", b"SUBSCRIBE": b"HTTP/1.1 400\r\n"}, "InvalidResponse"),
-        ({b"PING": b"+PONG\r\n", b"SUBSCRIBE": b"-NOPERM no\r\n"}, "NoPermissionError"),
-        ({b"PING": b"+PONG\r\n", b"SUBSCRIBE": b"$5000000\r\n" + b"a" * 4_000_000}, "InvalidResponse"),
-        ({b"HELLO": b"-ERR unknown command\r\n"}, "ResponseError"),
-        ({b"CLIENT": b"+OK\r\n" + PUSHED}, "ConnectionError"),
-    ],
-)
-async def test_a_server_that_speaks_otherwise_is_left_and_tried_again(answers: dict[bytes, bytes], reason: str) -> None:
-    server = Scripted(answers)
-    async with server.listening() as url:
-        heard = Heard(url)
-        heard.bus.subscribe("task:a")
-        with structlog.testing.capture_logs() as logs:
-            run = asyncio.create_task(heard.bus.run(heard.deliver, heard.connected))
-            await heard.until(lambda: server.connections >= 2)
-            run.cancel()
-            await asyncio.gather(run, return_exceptions=True)
-        assert (logs[-1]["event"], logs[-1]["reason"]) == ("redis_away", reason)
-
-
-async def test_what_nobody_asked_for_is_passed_over() -> None:
-    body = change("a").body
-    message = b">3\r\n$7\r\nmessage\r\n$6\r\ntask:a\r\n$%d\r\n%b\r\n" % (len(body), body)
-    strange = b"*3\r\n$7\r\nmessage\r\n*0\r\n:1\r\n*0\r\n:5\r\n$-1\r\n" + PUSHED
-    confirmed = b">3\r\n$9\r\nsubscribe\r\n$6\r\ntask:a\r\n:1\r\n"
-    answers = {b"PING": b"+PONG\r\n" + strange, b"SUBSCRIBE": PUSHED + confirmed + confirmed + message}
-    async with Scripted(answers).listening() as url, Heard(url).running() as heard:
-        heard.bus.subscribe("task:a")
-        await heard.bus.subscribed("task:a", 5)
-        await heard.until(lambda: len(heard.items) == 1)
-        assert heard.times_connected == 1
-
-
-async def test_who_waits_in_vain_goes_on_and_is_counted() -> None:
-    """One timer for all of them, each at its own time; one that is cancelled is not counted."""
-    async with Scripted({b"PING": b"+PONG\r\n"}).listening() as url, Heard(url).running() as heard:
-        for topic in ("task:a", "task:b"):
-            heard.bus.subscribe(topic)
-        began = time.monotonic()
-        waits = [
-            asyncio.create_task(heard.bus.subscribed(topic, seconds))
-            for topic, seconds in [("task:a", 0.3), ("task:b", 0.1), ("task:a", 0.1), ("task:a", 5)]
-        ]
-        await asyncio.wait(waits[1:3])
-        assert 0.1 <= time.monotonic() - began < 0.25
-        waits[3].cancel()
-        await waits[0]
-        assert 0.3 <= time.monotonic() - began < 2
-        assert heard.metrics.registry.get_sample_value("taskbeam_bus_confirmations_late_total") == 3
-
-
-@pytest.mark.parametrize("answer", [b"-ERR no\r\n", b"+OK\r\n", b"", b"?\r\n", b":1\r\n"])
-async def test_the_publisher_counts_the_answers(answer: bytes) -> None:
-    """Two a change, each a number; anything else fails the batch, and the next one goes over a new link."""
-    server = Scripted({b"PUBLISH": answer})
-    async with server.listening() as url:
-        out = Channels(url, "")
-        for number in (1, 2):
-            if answer == b":1\r\n":
-                await out.send([change("a", number)])
-                assert server.connections == 1
-            else:
-                with pytest.raises(UNAVAILABLE):
-                    async with asyncio.timeout(0.1):
-                        await out.send([change("a", number)])
-                assert server.connections == number
-        await out.close()
-
-
-def test_a_snapshot_is_far_below_what_is_refused() -> None:
-    longest = msgspec.json.encode("\0" * 32_000)
-    assert 4 * len(longest) < 1 << 20

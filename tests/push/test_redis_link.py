@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import hiredis
+import msgspec
 import pytest
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
-from server.push.redis_link import REPLY_BYTES_MAX, UNSENT_BYTES_MAX, Link, Reply, pack
+from server.push.redis_link import REPLY_BYTES_MAX, UNSENT_BYTES_MAX, Link, Reply, pack, refusal
 
 pytestmark = pytest.mark.pure
 
@@ -177,6 +178,36 @@ def test_commands_go_in_one_piece() -> None:
     packed = pack([("PUBLISH", "task:é", b"\r\n"), (b"SUBSCRIBE", b"a", b"b")])
     assert list(replies_to(packed)) == [[b"PUBLISH", "task:é".encode(), b"\r\n"], [b"SUBSCRIBE", b"a", b"b"]]
     assert pack([]) == b""
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://:hunter2@redis.test/1?protocol=2&ssl=hunter2", "has an option that redis-py does not know"),
+        ("redis://redis.test?password=a&hunter2=b", "has an option that redis-py does not know"),
+        ("redis://redis.test?retry=hunter2", "has an option that redis-py does not know"),
+        ("redis://redis.test?db=hunter2", "cannot be used: Invalid value for 'db'"),
+        ("redis://redis.test?protocol=4", "cannot be used: protocol must be either 2 or 3"),
+        ("redis+sentinel://redis.test?service=m&hunter2=b", "has an option that redis-py does not know"),
+    ],
+)
+def test_an_option_that_does_not_exist_is_refused_unshown(url: str, reason: str) -> None:
+    said = refusal(url)
+    assert said is not None
+    assert said.startswith(reason)
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://redis.test", "unix:///s?db=2", "redis+sentinel://:hunter2@one,two/3?service=m&protocol=2"]
+)
+def test_one_that_does_is_not(url: str) -> None:
+    assert refusal(url) is None
+
+
+def test_a_snapshot_is_far_below_what_is_refused() -> None:
+    longest = msgspec.json.encode("\0" * 32_000)
+    assert 4 * len(longest) < REPLY_BYTES_MAX
 
 
 def test_redis_py_is_inside_what_the_taking_over_lives_by() -> None:

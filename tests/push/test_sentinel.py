@@ -1,6 +1,7 @@
 """A failover of a real Sentinel: the bus and the publisher find the new master by themselves."""
 
 import contextlib
+import random
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import redis
 
 from server.push.publisher import Channels
 from server.push.redis_link import UNAVAILABLE, open_link
-from tests.push.test_bus import Heard, change
+from tests.push.heard import Heard, change, send
 from tests.redis_servers import alone, free_port, redis_process
 
 LOGIN = ["--requirepass", "hunter2", "--masterauth", "hunter2"]
@@ -23,7 +24,8 @@ sentinel failover-timeout mymaster 2000
 """
 
 
-async def test_after_a_failover_the_new_master_is_found(tmp_path: Path) -> None:
+async def test_after_a_failover_the_new_master_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "sample", lambda urls, _: urls)  # the one that is not there first
     master, replica, sentinel, nobody = (free_port() for _ in range(4))
     file = tmp_path / "sentinel.conf"
     file.write_text(SENTINEL.format(sentinel=sentinel, folder=tmp_path, master=master))
@@ -44,7 +46,7 @@ async def test_after_a_failover_the_new_master_is_found(tmp_path: Path) -> None:
         async with Heard(url).running() as heard:
             heard.bus.subscribe("task:a")
             await heard.bus.subscribed("task:a", 5)
-            await out.send([change("a")])
+            await send(out, change("a"))
             await heard.until(lambda: len(heard.items) == 1)
             for wrong in ("mymaster", "of-the-sentinel"), ("of-the-sentinel", "wrong"):
                 with pytest.raises(UNAVAILABLE):
@@ -58,8 +60,8 @@ async def test_after_a_failover_the_new_master_is_found(tmp_path: Path) -> None:
             await heard.bus.subscribed("task:a", 5)
             assert dict(second.pubsub_numsub("task:a")) == {b"task:a": 1}
             with contextlib.suppress(*UNAVAILABLE):
-                await out.send([change("a", 2)])  # over the link to the old one, perhaps
-            await out.send([change("a", 3)])
+                await send(out, change("a", 2))  # over the link to the old one, perhaps
+            await send(out, change("a", 3))
             await heard.until(lambda: heard.items[-1][1].position == 3)
         await out.close()
 
