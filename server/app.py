@@ -47,8 +47,9 @@ from server.push.poll import Poll
 from server.push.publisher import Publisher, outlet
 from server.push.rights import Rights
 from server.push.sse import EventStreams
-from server.push.stream import Pulse
+from server.push.stream import Pulse, Streams
 from server.push.tick import NOTICE_CHANNEL, Tick
+from server.push.turns import Turns
 from server.push.ws import Sockets
 from server.results import PATH, Results
 from server.retention import Retention
@@ -107,7 +108,7 @@ class Web:
         reader = TaskReader(pool, public_url=public_url)
         publisher = Publisher(outlet(settings, pool), metrics)
         bus: Bus = RedisBus(redis_url, settings.redis_prefix, metrics) if redis_url else NoticeBus()
-        self.hub = hub = Hub(bus.subscribe, bus.unsubscribe, metrics.conflated.inc)
+        self.hub = hub = Hub(bus.subscribe, bus.unsubscribe, metrics.conflated)
         tick = Tick(reader, hub, metrics)
 
         def publish(change: TaskChange) -> None:
@@ -145,6 +146,7 @@ class Web:
         pulse = Pulse()
         siblings = None if self._place is None else Siblings(self._place, metrics.exposition)
         figures = metrics.exposition if siblings is None else siblings.figures
+        turns = Turns(asyncio.get_running_loop(), settings.stream_coalesce_ms)
         self._router.tell(
             routes(
                 settings,
@@ -161,7 +163,7 @@ class Web:
                 ),
                 poll=Poll(identify, following, rights, reader, pace, metrics),
                 tickets=TicketDesk(identify, tickets),
-                streams=EventStreams(identify, tickets, following, rights, pulse, metrics),
+                streams=EventStreams(identify, tickets, following, rights, Streams(turns, pulse, metrics), metrics),
                 sockets=Sockets(identify, self.identity.verified, tickets, following, rights, metrics),
                 callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),

@@ -18,6 +18,7 @@ from prometheus_client.core import Metric
 from server.backlog import Backlog
 from server.db import Pool
 from server.generators import PROVIDERS
+from server.tally import Latencies, Tallies, Tally
 from server.version import VERSION
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -115,10 +116,10 @@ class ProcessMetrics:
 class Transport:
     """What one way to follow tasks counts: followers `open`, those that `joined` by mode, changes `sent`."""
 
-    def __init__(self, name: str, streams: Gauge, joins: Counter, events: Counter) -> None:
+    def __init__(self, name: str, streams: Gauge, joins: Counter) -> None:
         self.open = streams.labels(name)
         self.joined = {mode: joins.labels(name, mode) for mode in MODES}
-        self.sent = events.labels(name)
+        self.sent = Tally()
 
 
 class Metrics(ProcessMetrics):
@@ -134,17 +135,18 @@ class Metrics(ProcessMetrics):
         joins = Counter(
             "taskbeam_joins_total", "Followers that joined, by how they began.", ["transport", "mode"], registry=r
         )
-        events = Counter("taskbeam_events_sent_total", "Changes sent to followers.", ["transport"], registry=r)
-        self.sse, self.websocket, self.poll = (Transport(t, streams, joins, events) for t in TRANSPORTS)
-        self.conflated = Counter(
-            "taskbeam_events_conflated_total", "Progress that something newer replaced before it was sent.", registry=r
-        )
-        self.send_seconds = Histogram(
+        self.sse, self.websocket, self.poll = transports = [Transport(t, streams, joins) for t in TRANSPORTS]
+        sent = {name: transport.sent for name, transport in zip(TRANSPORTS, transports, strict=True)}
+        r.register(Tallies("taskbeam_events_sent", "Changes sent to followers.", sent, "transport"))
+        self.conflated = Tally()
+        replaced = "Progress that something newer replaced before it was sent."
+        r.register(Tallies("taskbeam_events_conflated", replaced, {"": self.conflated}))
+        self.send_seconds = Latencies(
             "taskbeam_commit_to_send_seconds",
             "From a change (by Postgres' clock) to its hand-over to the socket (by ours); replays are not counted.",
-            registry=r,
-            buckets=PUSH_SECONDS,
+            PUSH_SECONDS,
         )
+        r.register(self.send_seconds)
         self.tasks_created = Counter("taskbeam_tasks_created_total", "Tasks accepted.", registry=r)
         callbacks = Counter("taskbeam_callbacks_total", "Callbacks by what became of them.", ["outcome"], registry=r)
         self.callbacks = {outcome: callbacks.labels(outcome) for outcome in (*OUTCOMES, *UNTAKEN)}

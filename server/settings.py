@@ -89,6 +89,12 @@ class Settings:
     redis_prefix: str = _setting(
         "REDIS_PREFIX", "", values.prefix, "Put before every channel name, for several deployments on one Redis."
     )
+    stream_coalesce_ms: int = _setting(
+        "STREAM_COALESCE_MS",
+        20,
+        values.integer(0, 1000),
+        "Milliseconds in which a stream is written to at most once, but for changes of status; 0: each change at once.",
+    )
     allowed_hosts: tuple[str, ...] = _setting(
         "ALLOWED_HOSTS",
         (),

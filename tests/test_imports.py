@@ -91,6 +91,7 @@ PURE = {
     "server.push.wire",
     "server.redis_url",
     "server.settings",
+    "server.tally",
     "server.tasks.pace",
     "server.tasks.snapshot",
     "server.tasks.state",

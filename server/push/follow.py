@@ -6,7 +6,7 @@ transport; it has no task of its own, its transport waits on `wake`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from typing import TypeAlias
 
@@ -32,28 +32,51 @@ REREAD_SECONDS = 0.5
 Read: TypeAlias = Callable[["Follower", int], Awaitable[tuple[list[hub.Item], bool]]]
 
 
+# Of a follower that has said how it joined.
+JOINED = wire.Sync(0, 0, "live", True)
+
+
 class Follower:
     """What one client sees of one topic. `sync` says how it joined; `first` are the changes to begin with.
 
     `right`: until when it may, where it has a right of its own.
     """
 
+    __slots__ = (
+        "_following",
+        "_read",
+        "caller",
+        "first",
+        "joined_at",
+        "only",
+        "open",
+        "over",
+        "right",
+        "subscription",
+        "sync",
+    )
+
     def __init__(self, following: "Following", subscription: hub.Subscription, read: Read, caller: Caller) -> None:
         self._following = following
-        self._subscription = subscription
+        self.subscription = subscription
         self._read = read
         self.caller = caller  # what is read from the log is read as him
         self.right: Right | None = None
-        self.sync = wire.Sync(0, 0, "live", True)
-        self.first: list[TaskChange] = []
+        self.sync = JOINED
+        self.first: Sequence[TaskChange] = ()
         self.joined_at = 0  # the position up to which all is history: what is above happened while it was followed
         self.over = False  # the task had ended at the cursor: nothing will ever follow
         self.only: frozenset[str] | None = None  # of many tasks, these
-        self.open: set[str] = set()  # of `only`, those not yet finished
+        self.open: set[str] | None = None  # of `only`, those not yet finished
+
+    def begun(self) -> Sequence[TaskChange]:
+        """The changes to begin with, once: what was said is not kept for as long as the client follows."""
+        first, self.first, self.sync = self.first, (), JOINED
+        return first
 
     @property
     def closing(self) -> bool:
-        return self._subscription.closing
+        return self.subscription.closing
 
     @property
     def ended(self) -> Problem | None:
@@ -71,7 +94,19 @@ class Follower:
     @property
     def finished(self) -> bool:
         """Whether all the tasks named have ended, and everything up to there was taken."""
-        return self.only is not None and not self.open and not self._subscription.gap
+        return self.only is not None and not self.open and not self.subscription.gap
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether there is no more to do than to say what waits: no gap to fill, nothing to leave out, no end."""
+        subscription = self.subscription
+        return not (
+            subscription.gap
+            or subscription.closing
+            or subscription.deleted
+            or self.only is not None
+            or (self.right is not None and self.right.news)
+        )
 
     @property
     def company(self) -> int:
@@ -81,20 +116,20 @@ class Follower:
     @property
     def subject(self) -> dict[str, str]:
         """What it follows, for a log."""
-        return hub.subject(self._subscription.topic)
+        return hub.subject(self.subscription.topic)
 
     def wake_with(self, wake: Callable[[], None]) -> None:
         """From now on `wake` is called when there is something to do, as there may be already."""
-        self._subscription.wake = wake
-        wake()
+        self.subscription.wake = wake
+        self.subscription.attend()
 
     def wake(self) -> None:
         """There is something to say that is of no task."""
-        self._subscription.wake()
+        self.subscription.attend()
 
     def revoke(self, task_id: str) -> bool:
         """The caller may not see this task any more: to him it is deleted. Whether that is new."""
-        return self._subscription.withhold(task_id)
+        return self.subscription.withhold(task_id)
 
     async def ready(self) -> list[hub.Item]:
         """What can be sent now, in order; reads the log where the bus left a gap."""
@@ -105,18 +140,18 @@ class Follower:
     @property
     def behind(self) -> bool:
         """Whether what comes next is only in the log: catch_up() has to come before take()."""
-        return self._subscription.gap and not self._subscription.inbox and self.ended is None
+        return self.subscription.gap and not self.subscription.inbox and self.ended is None
 
     async def catch_up(self) -> bool:
         """Read the log where the bus left a gap. False where that is not possible now: `wake` is called later."""
-        subscription = self._subscription
+        subscription = self.subscription
         subscription.gap = False
         try:
             items, more = await self._read(self, subscription.received)
         except UNAVAILABLE as error:
             log.warning("history_unavailable", **self.subject, reason=type(error).__name__)
             subscription.gap = True
-            asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.wake)
+            asyncio.get_running_loop().call_later(REREAD_SECONDS, subscription.attend)
             return False
         for item in items:
             subscription.offer(item)
@@ -125,17 +160,17 @@ class Follower:
 
     def take(self) -> list[hub.Item]:
         """What is here, in order; where there is more in the log, `wake` is called at once."""
-        items = [item for item in self._subscription.take() if self._wanted(item.change)]
-        if self._subscription.gap:
-            self._subscription.wake()
+        items = [item for item in self.subscription.take() if self._wanted(item.change)]
+        if self.subscription.gap:
+            self.subscription.attend()
         return items
 
     def deleted(self) -> list[str]:
         """Of the tasks followed, those that were deleted since this was last asked."""
-        gone, self._subscription.deleted = self._subscription.deleted, ()
+        gone, self.subscription.deleted = self.subscription.deleted, ()
         if self.only is not None:
             gone = tuple(task_id for task_id in gone if task_id in self.only)
-            self.open.difference_update(gone)
+            self._unfinished.difference_update(gone)
             self.only = self.only.difference(gone)
         return list(gone)
 
@@ -145,15 +180,21 @@ class Follower:
         if change.task_id not in self.only:
             return False
         if change.status in TERMINAL:
-            self.open.discard(change.task_id)
+            self._unfinished.discard(change.task_id)
         else:
-            self.open.add(change.task_id)
+            self._unfinished.add(change.task_id)
         return True
+
+    @property
+    def _unfinished(self) -> set[str]:
+        if self.open is None:
+            self.open = set()
+        return self.open
 
     def close(self) -> None:
         """Idempotent; every follower must be closed."""
-        self._following.hub.unsubscribe(self._subscription)
-        self._subscription.wake = _nobody  # who was woken points back to here, and the collector would have to come
+        self._following.hub.unsubscribe(self.subscription)
+        self.subscription.wake = _nobody  # who was woken points back to here, and the collector would have to come
         if self.right is not None:
             self.right.leave()
 
@@ -178,7 +219,7 @@ class Following:
     async def _task_after(self, task_id: str, follower: Follower, position: int) -> tuple[list[hub.Item], bool]:
         changes, _ = await self._reader.since(follower.caller.claims, task_id, position)
         if not changes:
-            follower._subscription.lose([task_id])
+            follower.subscription.lose([task_id])
         return hub.task_items(changes, position), False
 
     async def _all_after(self, follower: Follower, position: int) -> tuple[list[hub.Item], bool]:
@@ -264,8 +305,7 @@ def _nobody() -> None:
 
 def _begin(subscription: hub.Subscription, position: int) -> None:
     """Everything up to `position` was read; what the bus brought meanwhile joins it or is a gap to be filled."""
-    early = list(subscription.inbox)
-    subscription.inbox.clear()
+    early = subscription.take()
     missed = subscription.gap
     subscription.gap = False
     subscription.received = position

@@ -5,25 +5,59 @@ else marks a gap, which its follower fills from Postgres (follow.py). So it does
 loses, doubles or reorders: a follower sees rising positions, and no change of status is skipped.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
+from server.push import wire
+from server.tally import Tally
 from server.tasks.snapshot import TaskChange
 
 INBOX_MAX = 256
 DELETED_MAX = 10_000
 
 
-class Item(NamedTuple):
+class Item:
     """A change at a `position` (a version, or a number of the owner); none that matters lies after `since`.
 
-    In words: whoever has everything up to `since` may go straight to this one.
+    In words: whoever has everything up to `since` may go straight to this one. All who follow the topic are given the
+    same item, and the same bytes of it. Compared by identity.
     """
 
-    position: int
-    since: int
-    change: TaskChange
+    __slots__ = ("_chunk", "_event", "_message", "change", "is_status", "many", "position", "since")
+
+    def __init__(self, position: int, since: int, change: TaskChange, *, many: bool = False) -> None:
+        self.position = position
+        self.since = since
+        self.change = change
+        self.is_status = change.version == change.status_version
+        self.many = many  # of a topic of many tasks: the position is a number of the owner
+        self._event: bytes | None = None
+        self._chunk: bytes | None = None
+        self._message: bytes | None = None
+
+    @property
+    def cursor(self) -> str:
+        return wire.owner_cursor(self.position) if self.many else str(self.position)
+
+    @property
+    def event(self) -> bytes:
+        """As a server-sent event, encoded once."""
+        if self._event is None:
+            self._event = wire.sse_change(self.change, self.cursor)
+        return self._event
+
+    @property
+    def chunk(self) -> bytes:
+        """As a chunk of a stream of server-sent events, encoded once."""
+        if self._chunk is None:
+            self._chunk = wire.chunk(self.event)
+        return self._chunk
+
+    @property
+    def message(self) -> bytes:
+        """As a frame of a WebSocket, encoded once."""
+        if self._message is None:
+            self._message = wire.ws_frame(wire.ws_change(self.change, self.cursor))
+        return self._message
 
 
 def task_topic(task_id: str) -> str:
@@ -61,36 +95,49 @@ def task_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
 
 def user_item(change: TaskChange) -> Item:
     """From the bus: the owner's numbers are given out without gaps, so whatever lies before may matter."""
-    return Item(change.seq, change.seq - 1, change)
+    return Item(change.seq, change.seq - 1, change, many=True)
 
 
 def user_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
     """From the log: `changes` is all there is after number `after`, in order; a deleted task left a gap."""
     items: list[Item] = []
     for change in changes:
-        items.append(Item(change.seq, after, change))
+        items.append(Item(change.seq, after, change, many=True))
         after = change.seq
     return items
 
 
 class Subscription:
-    """One follower's place in one topic. `wake` is called, from the event loop, when there is something to do.
+    """One follower's place in one topic.
 
-    `conflated` is called for each change that a newer one replaces before it was taken.
+    `wake` is called, from the event loop, when there is something to do, and once for what waits together: whoever is
+    woken takes all of it, now or later. It must not subscribe or unsubscribe.
     """
 
-    __slots__ = ("closing", "conflated", "deleted", "gap", "inbox", "received", "topic", "wake", "withheld")
+    __slots__ = (
+        "_conflated",
+        "closing",
+        "deleted",
+        "gap",
+        "inbox",
+        "received",
+        "special",
+        "topic",
+        "urgent",
+        "wake",
+        "withheld",
+    )
 
-    def __init__(
-        self, topic: str, after: int, wake: Callable[[], None], conflated: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, topic: str, after: int, wake: Callable[[], None], conflated: Tally) -> None:
         self.topic = topic
         self.wake = wake
-        self.conflated = conflated
-        self.inbox: deque[Item] = deque()
+        self._conflated = conflated
+        self.inbox: list[Item] | None = None  # most of the time nothing waits
         self.received = after  # everything that matters up to here was put into the inbox
         self.gap = False  # something lies between `received` and what the bus said
         self.closing = False
+        self.urgent = False  # more than progress waits
+        self.special = True  # there may be more to do than to say what waits; its follower knows when there is not
         self.deleted: tuple[str, ...] = ()  # tasks of this topic that are gone, and were not told of yet
         self.withheld: tuple[str, ...] = ()  # tasks that may not be told of any more
 
@@ -101,62 +148,81 @@ class Subscription:
         if item.since > self.received:
             self._miss()
             return
-        if item.change.task_id in self.withheld:
+        if self.withheld and item.change.task_id in self.withheld:
             self.received = item.position
             return
-        if self.inbox and not self.inbox[-1].change.is_status and self.inbox[-1].change.task_id == item.change.task_id:
-            last = self.inbox.pop()  # the newest progress wins
-            self.conflated()
-            item = Item(item.position, last.since, item.change)
-        elif len(self.inbox) >= INBOX_MAX:
+        inbox = self.inbox
+        if inbox is None:
+            self.inbox = [item]
+            self.received = item.position
+            if item.is_status:
+                self._hurry(item)
+            self.wake()
+            return
+        last = inbox[-1]
+        if not last.is_status and last.change.task_id == item.change.task_id:
+            inbox[-1] = item  # the newest progress wins
+            self._conflated.value += 1
+        elif len(inbox) >= INBOX_MAX:
             self._miss()  # the client does not keep up: the rest is read from the log when there is room
             return
-        self.inbox.append(item)
+        else:
+            inbox.append(item)
         self.received = item.position
-        self.wake()
+        if item.is_status:
+            self._hurry(item)
+            self.wake()
+
+    def _hurry(self, item: Item) -> None:
+        self.urgent = True
+        if item.change.is_terminal:
+            self.special = True
 
     def _miss(self) -> None:
         if not self.gap:
             self.gap = True
-            self.wake()
+            self.attend()
+
+    def attend(self) -> None:
+        """There is something to do or to say that is no change of a task."""
+        self.special = self.urgent = True
+        self.wake()
 
     def lose(self, task_ids: Sequence[str]) -> None:
         """These tasks were deleted. Beyond a bound it is not told: nothing waits for it but an old page."""
         self.deleted = (*self.deleted, *task_ids)[:DELETED_MAX]
-        self.wake()
+        self.attend()
 
     def withhold(self, task_id: str) -> bool:
         """As if it was deleted: nothing of it is told that waits, or comes. Whether that is new."""
         if task_id in self.withheld:
             return False
         self.withheld = (*self.withheld, task_id)
-        kept = [item for item in self.inbox if item.change.task_id != task_id]
-        self.inbox.clear()
-        self.inbox.extend(kept)
+        if self.inbox is not None:
+            self.inbox = [item for item in self.inbox if item.change.task_id != task_id] or None
         self.lose([task_id])
         return True
 
     def take(self) -> list[Item]:
         """Everything that waits, in order."""
-        items = list(self.inbox)
-        self.inbox.clear()
-        return items
+        items, self.inbox = self.inbox, None
+        self.urgent = False
+        return items or []
 
     def close(self) -> None:
         self.closing = True
-        self.wake()
+        self.attend()
 
 
 class Hub:
     """All subscriptions of a process. `joined` and `left` tell the bus of a topic's first and last one.
 
-    `conflated` is called for each change that a follower is not sent because a newer one replaced it.
+    `conflated` counts each change that a follower is not sent because a newer one replaced it.
     """
 
-    def __init__(
-        self, joined: Callable[[str], None], left: Callable[[str], None], conflated: Callable[[], None] = lambda: None
-    ) -> None:
-        self._topics: dict[str, set[Subscription]] = {}
+    def __init__(self, joined: Callable[[str], None], left: Callable[[str], None], conflated: Tally) -> None:
+        # Most tasks have one follower, and a set of one is larger than all that it holds.
+        self._topics: dict[str, Subscription | set[Subscription]] = {}
         self._joined = joined
         self._left = left
         self._conflated = conflated
@@ -170,8 +236,10 @@ class Hub:
         subscription = Subscription(topic, after, wake, self._conflated)
         followers = self._topics.get(topic)
         if followers is None:
-            self._topics[topic] = {subscription}
+            self._topics[topic] = subscription
             self._joined(topic)
+        elif isinstance(followers, Subscription):
+            self._topics[topic] = {followers, subscription}
         else:
             followers.add(subscription)
         self._count += 1
@@ -181,46 +249,59 @@ class Hub:
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Idempotent."""
-        followers = self._topics.get(subscription.topic)
-        if followers is None or subscription not in followers:
+        topic = subscription.topic
+        followers = self._topics.get(topic)
+        if followers is subscription:
+            del self._topics[topic]
+            self._left(topic)
+        elif isinstance(followers, set) and subscription in followers:
+            followers.remove(subscription)
+            if len(followers) == 1:
+                self._topics[topic] = followers.pop()
+        else:
             return
-        followers.remove(subscription)
         self._count -= 1
-        if not followers:
-            del self._topics[subscription.topic]
-            self._left(subscription.topic)
 
     def deliver(self, topic: str, items: Iterable[Item]) -> None:
         """Offer the items to all who follow the topic."""
         followers = self._topics.get(topic)
-        if followers:
+        if followers is None:
+            return
+        if isinstance(followers, Subscription):
             for item in items:
-                for subscription in tuple(followers):
+                followers.offer(item)
+        else:
+            for item in items:
+                for subscription in followers:
                     subscription.offer(item)
+
+    def _followers(self, topic: str) -> Iterable[Subscription]:
+        followers = self._topics.get(topic, ())
+        return (followers,) if isinstance(followers, Subscription) else followers
 
     def lose(self, topic: str, task_ids: Sequence[str]) -> None:
         """Tell all who follow the topic that these tasks are gone."""
-        for subscription in tuple(self._topics.get(topic, ())):
+        for subscription in self._followers(topic):
             subscription.lose(task_ids)
 
     def behind(self, topic: str, position: int) -> int | None:
         """The lowest position that a follower of the topic has, if it is below `position`, else None."""
-        lowest = min((s.received for s in self._topics.get(topic, ())), default=position)
+        lowest = min((s.received for s in self._followers(topic)), default=position)
         return lowest if lowest < position else None
 
     def nudge(self, topic: str) -> None:
         """Make every follower of the topic look into the log."""
-        for subscription in tuple(self._topics.get(topic, ())):
+        for subscription in self._followers(topic):
             subscription._miss()
 
     def nudge_all(self) -> None:
         """Make every follower look into the log."""
-        for topic in tuple(self._topics):
+        for topic in self._topics:
             self.nudge(topic)
 
     def close(self) -> None:
         """The process is going: every follower says goodbye, and new ones do so at once."""
         self.closing = True
-        for followers in tuple(self._topics.values()):
-            for subscription in tuple(followers):
+        for topic in self._topics:
+            for subscription in self._followers(topic):
                 subscription.close()

@@ -73,6 +73,11 @@ class Right:
         self.caller = caller
         self.problem: AccessTokenExpired | SessionEnded | None = None  # why it has ended
 
+    @property
+    def news(self) -> bool:
+        """Whether there is something to say of it."""
+        return self._warning or self.problem is not None
+
     def take_warning(self) -> float | None:
         """When it ends, in Unix seconds, once that is soon; and once only."""
         warning, self._warning = self._warning, False

@@ -26,7 +26,8 @@ from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower, Following
 from server.push.rights import Rights
-from server.push.stream import HEARTBEAT_SECONDS, SEND_SECONDS_MAX, Pulse, Stream
+from server.push.stream import HEARTBEAT_SECONDS, SEND_SECONDS_MAX, Stream, Streams
+from server.push.turns import Bell
 from server.tasks import snapshot
 from server.tasks.tickets import Tickets
 
@@ -61,14 +62,14 @@ class EventStreams:
         tickets: Tickets,
         following: Following,
         rights: Rights,
-        pulse: Pulse,
+        streams: Streams,
         metrics: Metrics,
     ) -> None:
         self._identify = identify
         self._tickets = tickets
         self._following = following
         self._rights = rights
-        self._pulse = pulse
+        self._streams = streams
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +98,7 @@ class EventStreams:
             raise
         self._metrics.sse.joined[follower.sync.mode].inc()
         follower.right = self._rights.enter(follower.caller, (follower,), follower.wake)
-        return _Joined(follower, Framer(follower, many, self._metrics), self._pulse, self._metrics)
+        return _Joined(follower, Framer(follower, many, self._metrics), self._streams)
 
     async def _join(self, connection: HTTPConnection, looks_only: bool) -> tuple[Follower | None, bool]:
         query = _Query.of(connection.scope)
@@ -189,12 +190,14 @@ class Framer:
         """How it joined, and what lies after its cursor."""
         follower = self._follower
         retry = wire.sse_retry(RETRY_MS + random.randint(0, RETRY_JITTER_MS))  # noqa: S311  (spreads reconnects)
-        first, follower.first = follower.first, []  # not to be kept for as long as the stream lasts
+        sync, first = follower.sync, follower.begun()
         # A cursor must not pass what was not delivered: of a snapshot of many tasks only the last one bears it.
-        empty_id = str(follower.sync.to) if self._many and not first and follower.sync.mode != "replay" else None
-        frames = [retry + wire.sse_sync(follower.sync, empty_id)]
+        empty_id = str(sync.to) if self._many and not first and sync.mode != "replay" else None
+        frames = [retry + wire.sse_sync(sync, empty_id)]
         for number, change in enumerate(first, 1):
-            frames.append(self._frame(change, str(follower.sync.to) if number == len(first) else None))
+            many_id = str(sync.to) if number == len(first) else None
+            frames.append(wire.sse_change(change, many_id if self._many else str(change.version)))
+        self._metrics.sse.sent.value += len(first)
         self.done = follower.finished if self._many else bool(first) and first[-1].is_terminal
         return frames
 
@@ -208,11 +211,12 @@ class Framer:
         ends_at = right.take_warning() if right is not None else None
         if ends_at is not None:
             frames.append(wire.sse_ending(ends_at))
-        for position, _, change in self._follower.take():
-            if position > self._follower.joined_at:
-                self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
-            frames.append(self._frame(change, wire.owner_cursor(position)))
-            if not self._many and change.is_terminal:
+        for item in self._follower.take():
+            if item.position > self._follower.joined_at:
+                self._metrics.send_seconds.observe(max(0.0, time.time() - item.change.at))
+            self._metrics.sse.sent.value += 1
+            frames.append(item.event)
+            if not self._many and item.change.is_terminal:
                 self.done = True
                 return frames
         for task_id in self._follower.deleted():
@@ -228,19 +232,14 @@ class Framer:
         spread_ms = max(RETRY_JITTER_MS, round(RETURN_MS_A_STREAM * self._follower.company))
         return wire.sse_retry(500 + random.randint(0, spread_ms)) + wire.sse_bye("restarting")  # noqa: S311
 
-    def _frame(self, change: snapshot.TaskChange, cursor: str | None) -> bytes:
-        self._metrics.sse.sent.inc()
-        return wire.sse_change(change, cursor if self._many else str(change.version))
-
 
 class _Joined:
     """The answer of one follower, who is released by it: what never started never cleans up."""
 
-    def __init__(self, follower: Follower, framer: Framer, pulse: Pulse, metrics: Metrics) -> None:
+    def __init__(self, follower: Follower, framer: Framer, streams: Streams) -> None:
         self._follower = follower
         self._framer = framer
-        self._pulse = pulse
-        self._gauge = metrics.sse.open
+        self._streams = streams
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = scope.get("extensions", {}).get(HAND_OVER)
@@ -256,11 +255,10 @@ class _Joined:
         except BaseException:
             self._follower.close()
             raise
-        self._gauge.inc()
         stream.begin()
 
     def _stream(self, transport: asyncio.Transport, connections: MutableSet[Any]) -> Stream:
-        return Stream(transport, connections, self._follower, self._framer, self._pulse, self._gauge.dec)
+        return Stream(transport, connections, self._follower, self._framer, self._streams)
 
     async def _through_the_server(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = EventSourceResponse(
@@ -271,33 +269,33 @@ class _Joined:
             sep="\n",
             send_timeout=SEND_SECONDS_MAX,
         )
-        self._gauge.inc()
+        self._streams.open.inc()
         try:
             await response(scope, receive, send)
         except SendTimeoutError:
             log.info("slow_client_cut_off", transport="sse")
         finally:
-            self._gauge.dec()
+            self._streams.open.dec()
             self._follower.close()
 
     async def _frames(self) -> AsyncIterator[bytes]:
-        follower, framer, wake = self._follower, self._framer, asyncio.Event()
-        follower.wake_with(wake.set)
+        follower, framer = self._follower, self._framer
+        bell = Bell(self._streams.turns, follower.subscription)
+        follower.wake_with(bell.wake)
         # Each frame may have to wait for the client to read: whose right ends meanwhile is told no more.
         for frame in framer.begin():
             if follower.ended is None:
                 yield frame
         while not framer.done or follower.ended is not None:
-            wake.clear()
+            await bell.wait()
             if follower.closing:
                 yield framer.bye()
                 return
             if not follower.behind or await follower.catch_up():
                 ended = follower.ended
                 for frame in framer.news():
+                    bell.rest()
                     if follower.ended is ended:
                         yield frame
                 if ended is not None:
                     return
-            if not framer.done and follower.ended is None:
-                await wake.wait()

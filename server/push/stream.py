@@ -6,14 +6,18 @@ half of the hand-over). What is said, and in which order, is the same as on the 
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, MutableSet
+from collections.abc import MutableSet
 from typing import Any, Protocol
 
 import structlog
 
+from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower
+from server.push.hub import Item
+from server.push.turns import Outlet, Turns
 
 log = structlog.get_logger()
 
@@ -22,14 +26,9 @@ HEARTBEAT_SECONDS = 15
 SEND_SECONDS_MAX = 30.0
 WRITE_BYTES = 65_536
 END = b"0\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    """One chunk of a chunked body (RFC 9112, 7.1); `data` must not be empty, that would be the last one."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-HEARTBEAT = chunk(wire.HEARTBEAT)
+HEARTBEAT = wire.chunk(wire.HEARTBEAT)
+# So many are counted at once: the last of them is written to a moment after the first.
+COUNTED_AT_ONCE = 100
 
 
 class Frames(Protocol):
@@ -72,20 +71,51 @@ class Pulse:
         self._turn = (self._turn + 1) % HEARTBEAT_SECONDS
 
 
-class Stream(asyncio.Protocol):
-    """The protocol of a connection that was handed over. Whoever has a follower to give up is told by `left`."""
+class Streams:
+    """What all streams of a process share. Many that wait for the same have the same bytes of it."""
+
+    def __init__(self, turns: Turns, pulse: Pulse, metrics: Metrics) -> None:
+        self.turns = turns
+        self.pulse = pulse
+        self.open = metrics.sse.open
+        self._sent = metrics.sse.sent
+        self._send_seconds = metrics.send_seconds
+        self._items: list[Item] = []
+        self._chunks = b""
+        self._times = 0
+        turns.at_end(self._count)
+
+    def chunks(self, items: list[Item]) -> bytes:
+        """These, as one write of one more stream; counted as sent."""
+        if items != self._items or self._times == COUNTED_AT_ONCE:
+            self._count()
+            self._items = items
+            self._chunks = items[0].chunk if len(items) == 1 else b"".join([item.chunk for item in items])
+        self._times += 1
+        return self._chunks
+
+    def _count(self) -> None:
+        if self._times:
+            now = time.time()
+            for item in self._items:
+                self._send_seconds.observe(max(0.0, now - item.change.at), self._times)
+            self._sent.value += self._times * len(self._items)
+            self._items, self._chunks, self._times = [], b"", 0
+
+
+class Stream(Outlet, asyncio.Protocol):
+    """The protocol of a connection that was handed over. It closes its follower when the connection is lost."""
 
     __slots__ = (
         "_backlog",
         "_connections",
-        "_due",
         "_follower",
         "_frames",
-        "_left",
         "_paused",
-        "_pulse",
         "_reading",
         "_slot",
+        "_streams",
+        "_subscription",
         "_transport",
         "_unread",
     )
@@ -96,21 +126,21 @@ class Stream(asyncio.Protocol):
         connections: MutableSet[Any],
         follower: Follower,
         frames: Frames,
-        pulse: Pulse,
-        left: Callable[[], None],
+        streams: Streams,
     ) -> None:
+        super().__init__(streams.turns)
         self._transport = transport
         self._connections = connections
         self._follower = follower
+        self._subscription = follower.subscription
         self._frames = frames
-        self._pulse = pulse
-        self._left = left
+        self._streams = streams
         self._backlog: deque[bytes] | None = None  # what waits for the client to read
-        self._due = False
         self._paused: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._slot = pulse.add(self)
+        self._slot = streams.pulse.add(self)
         connections.add(self)
+        streams.open.inc()
 
     def begin(self) -> None:
         """Once the transport knows this protocol: say how it joined, and go on from there."""
@@ -118,12 +148,6 @@ class Stream(asyncio.Protocol):
         self._follower.wake_with(self.wake)
 
     # What the hub and the process have to say
-
-    def wake(self) -> None:
-        """There may be something to send: looked at once, when this turn of the loop is over."""
-        if not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_soon(self._flush)
 
     def beat(self) -> None:
         """Nothing happened, perhaps: proxies and clients are to know that the stream is alive."""
@@ -133,25 +157,48 @@ class Stream(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server stops: uvicorn asks this of every connection."""
         if not self._transport.is_closing():
-            self._close(self._frames.bye())
+            self._close(wire.chunk(self._frames.bye()))
 
-    def _flush(self) -> None:
-        self._due = False
+    @property
+    def urgent(self) -> bool:
+        return self._subscription.urgent
+
+    def flush(self, now: float) -> None:
+        """Most of the time there is nothing to decide: what waits is written as it is."""
+        subscription = self._subscription
+        if subscription.special:
+            self._look(now)
+            return
+        items = subscription.inbox
+        if items is None or self._transport.is_closing():
+            return
+        if now < self._rests_until and not subscription.urgent:
+            self._turns.park(self, self._rests_until)
+            return
+        subscription.inbox = None
+        subscription.urgent = False
+        self._rests_until = self._turns.until
+        self._transport.write(self._streams.chunks(items))
+
+    def _look(self, now: float) -> None:
         if self._transport.is_closing() or self._reading is not None:
             return
         if self._paused is not None:
             if self._follower.ended is not None:
                 self._transport.abort()  # who does not read is not waited for: it would keep what it may not have
-            return
-        if self._backlog:
+        elif self._backlog:
             self._write([])
-            self.wake()  # for what has come since
+            self._subscription.attend()  # for what has come since
         elif self._follower.closing:
-            self._close(self._frames.bye())
+            self._close(wire.chunk(self._frames.bye()))
         elif self._follower.behind:
             self._reading = asyncio.get_running_loop().create_task(self._catch_up())
-        else:
-            self._write(self._frames.news())
+        elif not self.resting(now):
+            frames = self._frames.news()
+            if frames:
+                self.rest()
+            self._write(frames)
+            self._subscription.special = not (self._follower.ordinary and self._backlog is None)
 
     async def _catch_up(self) -> None:
         try:
@@ -162,8 +209,8 @@ class Stream(asyncio.Protocol):
             return
         finally:
             self._reading = None
-        if whole:
-            self.wake()  # else it is woken when it is time to try again
+        if whole or self._subscription.inbox:
+            self._subscription.attend()  # else it is woken when it is time to try again
 
     def _write(self, frames: list[bytes]) -> None:
         """Few writes, and no more than the client takes: the rest waits here."""
@@ -174,14 +221,21 @@ class Stream(asyncio.Protocol):
             while backlog and size < WRITE_BYTES:
                 piece.append(backlog.popleft())
                 size += len(piece[-1])
-            self._transport.write(chunk(b"".join(piece)))
+            data = wire.chunk(b"".join(piece))
+            if not backlog and self._frames.done:
+                self._close(data)
+            else:
+                self._transport.write(data)
         self._backlog = backlog or None
-        if self._backlog is None and self._frames.done:
-            self._close()
+        if self._frames.done and self._backlog is None and not self._transport.is_closing():
+            self._close(b"")
 
-    def _close(self, last: bytes = b"") -> None:
-        self._transport.write((chunk(last) if last else b"") + END)
+    def _close(self, last: bytes) -> None:
+        self._transport.write(last + END)
         self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     # What the transport has to say
 
@@ -189,6 +243,7 @@ class Stream(asyncio.Protocol):
         """A client has nothing to say on a stream; what it sends is dropped, and its end is still seen."""
 
     def pause_writing(self) -> None:
+        self._subscription.special = True
         self._unread = self._transport.get_write_buffer_size()
         self._paused = asyncio.get_running_loop().call_later(SEND_SECONDS_MAX, self._cut_off)
 
@@ -196,7 +251,7 @@ class Stream(asyncio.Protocol):
         if self._paused is not None:
             self._paused.cancel()
             self._paused = None
-        self.wake()
+        self._subscription.attend()
 
     def _cut_off(self) -> None:
         if self._transport.get_write_buffer_size() < self._unread:
@@ -211,6 +266,6 @@ class Stream(asyncio.Protocol):
         if self._reading is not None:
             self._reading.cancel()
         self._connections.discard(self)
-        self._pulse.remove(self, self._slot)
+        self._streams.pulse.remove(self, self._slot)
         self._follower.close()
-        self._left()
+        self._streams.open.dec()

@@ -18,6 +18,7 @@ VERSION_MAX = 2**31 - 1
 SEQ_MAX = 2**53
 
 HEARTBEAT = b": heartbeat\n\n"
+TEXT = 0x81  # a whole message of text, in one frame
 
 
 class BadCursor(ValueError):
@@ -130,6 +131,11 @@ def sse_change(change: TaskChange, event_id: str | None) -> bytes:
     return sse(kind(change), change.body, event_id)
 
 
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body (RFC 9112, 7.1); `data` must not be empty, that would be the last one."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
 def sse_retry(ms: int) -> bytes:
     """How long the browser waits before it reconnects by itself."""
     return f"retry: {ms}\n\n".encode()
@@ -172,3 +178,13 @@ def ws_change(change: TaskChange, cursor: str) -> bytes:
 
 def ws_message(message: Subscribed | Refused | Gone | Pong | Bye | Expiring | Authenticated) -> bytes:
     return msgspec.json.encode(message)
+
+
+def ws_frame(message: bytes) -> bytes:
+    """A message of text in the frame that a server sends it in: not masked, not compressed (RFC 6455, 5.2)."""
+    size = len(message)
+    if size < 126:
+        return b"%c%c%b" % (TEXT, size, message)
+    if size < 65_536:
+        return b"%c\x7e%b%b" % (TEXT, size.to_bytes(2, "big"), message)
+    return b"%c\x7f%b%b" % (TEXT, size.to_bytes(8, "big"), message)

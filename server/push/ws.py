@@ -309,10 +309,10 @@ class _Connection:
         self._metrics.websocket.joined[follower.sync.mode].inc()
         try:
             await self._send(wire.ws_message(wire.Subscribed(task_ids, follower.sync)))
-            first, follower.first = follower.first, []  # not to be kept for as long as it is followed
+            sync, first = follower.sync, follower.begun()
             for number, change in enumerate(first, 1):
                 # A cursor must not pass what was not delivered: of a snapshot of many only the last one bears it.
-                reached = follower.sync.to if number == len(first) else follower.sync.from_
+                reached = sync.to if number == len(first) else sync.from_
                 await self._send_change(change, str(reached if key == ALL else change.version))
         except BaseException:
             follower.close()
@@ -342,7 +342,8 @@ class _Connection:
         await self._close(1012, "restarting")
 
     async def _forward(self, key: str, follower: Follower) -> None:
-        for position, _, change in await follower.ready():
+        for item in await follower.ready():
+            position, change = item.position, item.change
             if position > follower.joined_at:
                 self._metrics.send_seconds.observe(max(0.0, time.time() - change.at))
             await self._send_change(change, wire.owner_cursor(position) if key == ALL else str(change.version))

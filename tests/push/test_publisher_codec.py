@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.push import hub
 from server.push.publisher import decode, encode
 from server.tasks.snapshot import Snapshot, TaskChange, from_body
 from server.tasks.state import STATUSES, Status
@@ -49,11 +48,11 @@ def test_what_is_published_is_what_followers_get(made: TaskChange) -> None:
     (task_topic, task_data), (user_topic, user_data) = encode(made)
     assert (task_topic, user_topic) == ("task:t", f"user:{USER}")
     on_task = decode(task_topic, task_data)
-    assert on_task == hub.task_item(msgspec.structs.replace(made, seq=0, user_id=""))
-    assert on_task.position == made.version
+    assert on_task.change == msgspec.structs.replace(made, seq=0, user_id="")
+    assert (on_task.position, on_task.cursor) == (made.version, str(made.version))
     on_user = decode(user_topic, user_data)
-    assert on_user == hub.user_item(msgspec.structs.replace(made, user_id=""))
-    assert (on_user.position, on_user.since) == (made.seq, made.seq - 1)
+    assert on_user.change == msgspec.structs.replace(made, user_id="")
+    assert (on_user.position, on_user.since, on_user.cursor) == (made.seq, made.seq - 1, f"s{made.seq}")
 
 
 def test_before_a_progress_lies_its_last_change_of_status() -> None:

@@ -10,9 +10,13 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from server.errors import AccessTokenExpired
+from server.metrics import Metrics
 from server.protocols import LimitedHttp
 from server.push.follow import Follower
-from server.push.stream import HEARTBEAT_SECONDS, Pulse, Stream
+from server.push.hub import Subscription
+from server.push.stream import HEARTBEAT_SECONDS, Pulse, Stream, Streams
+from server.push.turns import Turns
+from server.tally import Tally
 
 pytestmark = pytest.mark.pure
 
@@ -77,7 +81,7 @@ class Transport:
 
 
 class Source:
-    """A follower and its framer: what `tell` is given, `news` gives out, in order."""
+    """A follower, its subscription and its framer: what `tell` is given, `news` gives out, in order."""
 
     def __init__(self) -> None:
         self.waiting: list[bytes] = []
@@ -90,25 +94,26 @@ class Source:
         self.found: list[bytes] = []
         self.reads = 0
         self.away = False
-        self.wake: Any = None
         self.subject = {"task_id": "t"}
         self.ended: Any = None
+        self.subscription = Subscription("task:t", 0, lambda: None, Tally())
 
     def tell(self, *frames: bytes) -> None:
         self.waiting += frames
-        if self.wake is not None:
-            self.wake()
+        self.subscription.attend()
 
     # as a Follower
+    ordinary = False
+
     def wake_with(self, wake: Any) -> None:
-        self.wake = wake
-        wake()
+        self.subscription.wake = wake
+        self.subscription.attend()
 
     async def catch_up(self) -> bool:
         await asyncio.sleep(0)
         self.reads += 1
         if self.away:
-            asyncio.get_running_loop().call_later(0.01, self.wake)
+            asyncio.get_running_loop().call_later(0.01, self.subscription.attend)
             return False
         self.behind = False
         self.waiting += self.found
@@ -130,15 +135,17 @@ class Source:
         return b"bye;"
 
 
-def opened(source: Source, room: int = 10**9, pulse: Pulse | None = None) -> tuple[Transport, Stream, set[Any]]:
+def opened(
+    source: Source, room: int = 10**9, pulse: Pulse | None = None, coalesce_ms: int = 0
+) -> tuple[Transport, Stream, set[Any]]:
     transport, connections = Transport(room), set[Any]()
+    turns = Turns(asyncio.get_running_loop(), coalesce_ms)
     stream = Stream(
         cast(asyncio.Transport, transport),
         connections,
         cast(Follower, source),
         source,
-        pulse or Pulse(),
-        lambda: None,
+        Streams(turns, pulse or Pulse(), Metrics()),
     )
     transport.stream = stream
     stream.begin()

@@ -14,6 +14,7 @@ from server.push import hub
 from server.push.bus import RedisBus
 from server.push.follow import Follower, Following
 from server.push.publisher import decode, encode
+from server.tally import Tally
 from server.tasks.histories import History
 from server.tasks.overviews import Overview
 from server.tasks.reading import HISTORY_CHUNK, TaskReader
@@ -68,7 +69,7 @@ class World:
     """The log of one owner's tasks, what is under way on the bus, and a follower. Stands in for reader and bus."""
 
     def __init__(self, chunk: int = HISTORY_CHUNK) -> None:
-        self.hub = hub.Hub(lambda _: None, lambda _: None)
+        self.hub = hub.Hub(lambda _: None, lambda _: None, Tally())
         self.log: list[TaskChange] = []
         self.ever: list[TaskChange] = []  # of tasks that are still there, with what was cut off
         self.trimmed = 0
@@ -79,6 +80,7 @@ class World:
         self.untold: list[str] = []  # of those gone, the ones that no tick has found yet
         self.under_way: list[tuple[str, bytes]] = []
         self.awake = True  # a transport looks once by itself, then when it is woken
+        self.reads = 0  # of the log
         self.meanwhile: list[Step] = []  # what happens while the next reads are under way
 
     def do(self, step: Step) -> None:
@@ -141,6 +143,7 @@ class World:
 
     def _read(self, found: T) -> T:
         """An answer of the database, old by what happened on its way."""
+        self.reads += 1
         steps, self.meanwhile = self.meanwhile, []
         for step in steps:
             self.do(step)
@@ -187,7 +190,8 @@ class Client:
         if not self.world.awake:
             return
         self.world.awake = False
-        for position, _, change in finish(self.follower.ready()):
+        for item in finish(self.follower.ready()):
+            position, change = item.position, item.change
             assert position == (change.seq if self.by_seq else change.version)
             assert position > self.position, "positions strictly rise"
             self.position = position
