@@ -164,7 +164,7 @@ class Web:
                 poll=Poll(identify, following, rights, reader, pace, metrics),
                 tickets=TicketDesk(identify, tickets),
                 streams=EventStreams(identify, tickets, following, rights, Streams(turns, pulse, metrics), metrics),
-                sockets=Sockets(identify, self.identity.verified, tickets, following, rights, metrics),
+                sockets=Sockets(identify, self.identity.verified, tickets, following, rights, turns, metrics),
                 callback=Callback(settle, settings.signing_keys, settings.callback_base, generators, metrics),
                 progress=Progress(store, finish, secret, metrics),
                 webhook=Webhook(store, finish, settings, secret, metrics),

@@ -20,6 +20,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr, is_ssl
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.http11 import Request
+from websockets.protocol import State
 
 from server.errors import HeadTooLarge, problem_body
 
@@ -183,8 +185,37 @@ class LimitedHttp(HttpToolsProtocol):
         self.forget()
 
 
+class Frames:
+    """Of a WebSocket: whole frames, between those that uvicorn writes. The scope's extension taskbeam.frames."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: "LimitedWebSocket") -> None:
+        self._protocol = protocol
+
+    @property
+    def ready(self) -> bool:
+        """Whether the handshake is over, no close frame was sent, and the client reads what it is sent."""
+        protocol = self._protocol
+        return (
+            protocol.writable.is_set()
+            and protocol.handshake_complete
+            and not protocol.close_sent
+            and protocol.conn.state is State.OPEN
+            and not protocol.transport.is_closing()
+        )
+
+    def write(self, frames: bytes) -> None:
+        self._protocol.transport.write(frames)
+
+
 class LimitedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket whose client has to read the pongs it asks for."""
+    """A WebSocket whose client has to read the pongs it asks for, and whose frames may be made elsewhere."""
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if self.handshake_initiated and not self.close_sent:
+            self.scope["extensions"]["taskbeam.frames"] = Frames(self)  # type: ignore[assignment]
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

@@ -6,7 +6,7 @@ half of the hand-over). What is said, and in which order, is the same as on the 
 """
 
 import asyncio
-import time
+import operator
 from collections import deque
 from collections.abc import MutableSet
 from typing import Any, Protocol
@@ -16,8 +16,7 @@ import structlog
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower
-from server.push.hub import Item
-from server.push.turns import Outlet, Turns
+from server.push.turns import Copies, Outlet, Turns
 
 log = structlog.get_logger()
 
@@ -27,8 +26,6 @@ SEND_SECONDS_MAX = 30.0
 WRITE_BYTES = 65_536
 END = b"0\r\n\r\n"
 HEARTBEAT = wire.chunk(wire.HEARTBEAT)
-# So many are counted at once: the last of them is written to a moment after the first.
-COUNTED_AT_ONCE = 100
 
 
 class Frames(Protocol):
@@ -72,35 +69,13 @@ class Pulse:
 
 
 class Streams:
-    """What all streams of a process share. Many that wait for the same have the same bytes of it."""
+    """What all streams of a process share."""
 
     def __init__(self, turns: Turns, pulse: Pulse, metrics: Metrics) -> None:
         self.turns = turns
         self.pulse = pulse
         self.open = metrics.sse.open
-        self._sent = metrics.sse.sent
-        self._send_seconds = metrics.send_seconds
-        self._items: list[Item] = []
-        self._chunks = b""
-        self._times = 0
-        turns.at_end(self._count)
-
-    def chunks(self, items: list[Item]) -> bytes:
-        """These, as one write of one more stream; counted as sent."""
-        if items != self._items or self._times == COUNTED_AT_ONCE:
-            self._count()
-            self._items = items
-            self._chunks = items[0].chunk if len(items) == 1 else b"".join([item.chunk for item in items])
-        self._times += 1
-        return self._chunks
-
-    def _count(self) -> None:
-        if self._times:
-            now = time.time()
-            for item in self._items:
-                self._send_seconds.observe(max(0.0, now - item.change.at), self._times)
-            self._sent.value += self._times * len(self._items)
-            self._items, self._chunks, self._times = [], b"", 0
+        self.copies = Copies(turns, operator.attrgetter("chunk"), metrics.sse.sent, metrics.send_seconds)
 
 
 class Stream(Outlet, asyncio.Protocol):
@@ -178,7 +153,7 @@ class Stream(Outlet, asyncio.Protocol):
         subscription.inbox = None
         subscription.urgent = False
         self._rests_until = self._turns.until
-        self._transport.write(self._streams.chunks(items))
+        self._transport.write(self._streams.copies.of(items))
 
     def _look(self, now: float) -> None:
         if self._transport.is_closing() or self._reading is not None:

@@ -7,15 +7,20 @@ nothing. Those that rest with something to say share one timer.
 
 import asyncio
 import math
+import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
 
-from server.push.hub import Subscription
+from server.push.hub import Item, Subscription
+from server.tally import Latencies, Tally
 
 log = structlog.get_logger()
 
+# So many are counted at once: the last of them is written to a moment after the first.
+COUNTED_AT_ONCE = 100
 # The timer goes off for all that are due in the same part of a window.
 PARTS = 4
 
@@ -161,3 +166,33 @@ class Bell(Outlet):
     async def wait(self) -> None:
         await self._rung.wait()
         self._rung.clear()
+
+
+class Copies:
+    """The bytes of what many clients are told: made for the first of them. What is given out counts as sent."""
+
+    def __init__(self, turns: Turns, encoded: Callable[[Item], bytes], sent: Tally, send_seconds: Latencies) -> None:
+        self._encoded = encoded
+        self._sent = sent
+        self._send_seconds = send_seconds
+        self._items: list[Item] = []
+        self._data = b""
+        self._times = 0
+        turns.at_end(self._count)
+
+    def of(self, items: list[Item]) -> bytes:
+        """These, in one piece, for one more client. `items` must not change any more."""
+        if items != self._items or self._times == COUNTED_AT_ONCE:
+            self._count()
+            self._items = items
+            self._data = self._encoded(items[0]) if len(items) == 1 else b"".join(map(self._encoded, items))
+        self._times += 1
+        return self._data
+
+    def _count(self) -> None:
+        if self._times:
+            now = time.time()
+            for item in self._items:
+                self._send_seconds.observe(max(0.0, now - item.change.at), self._times)
+            self._sent.value += self._times * len(self._items)
+            self._items, self._data, self._times = [], b"", 0

@@ -10,7 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from server.push.ws import END_SECONDS_MAX
+from server.push.socket import END_SECONDS_MAX
 from tests.conftest import Connection
 from tests.deployment import Deployment
 from tests.exposition import scrape, value

@@ -13,10 +13,13 @@ from tests.conftest import Connection, Deploy
 from tests.deployment import Deployment
 from tests.playing import Play
 
+BOTH_WAYS = pytest.mark.parametrize("here", [False, True], ids=["frames", "portable"], indirect=True)
+
 
 @pytest.fixture
-async def here(deploy: Deploy) -> Deployment:
-    return await deploy(dispatchers=0, generator=False)
+async def here(request: pytest.FixtureRequest, deploy: Deploy) -> Deployment:
+    """By frames of our own; or, where the test asks for it, as under any ASGI server."""
+    return await deploy(dispatchers=0, generator=False, portable=getattr(request, "param", False))
 
 
 @pytest.fixture
@@ -54,6 +57,7 @@ def completed(task_id: str) -> Callable[[dict[str, Any]], bool]:
     return lambda m: "task" in m and m["task"]["taskId"] == task_id and m["task"]["status"] == "completed"
 
 
+@BOTH_WAYS
 async def test_follow_to_the_end(play: Play, socket: ClientConnection) -> None:
     task_id = await play.create()
     await say(socket, type="subscribe", taskIds=[task_id])
@@ -152,6 +156,7 @@ async def test_pages_of_other_origins_are_turned_away(here: Deployment) -> None:
         assert refused.value.response.status_code == 403
 
 
+@BOTH_WAYS
 async def test_goodbye(here: Deployment, play: Play) -> None:
     task_id = await play.create()
     async with connect(address(here), proxy=None) as busy, connect(address(here), proxy=None) as idle:
