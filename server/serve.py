@@ -29,6 +29,8 @@ KEEP_ALIVE_SECONDS = 20
 ARRIVAL_SECONDS = 0.15
 # A client that acknowledges nothing for this long is gone, or does not read: its buffers go with it.
 UNREAD_MS_MAX = 30_000
+# What the kernel holds of a connection before it is on its way: without a limit up to 4 MB for who does not read.
+UNSENT_BYTES_MAX = 16_384
 # A stream is a dozen objects that stay: at Python's own 700 the collector looks through all of them again and again, a
 # third of what a join costs. What it leaves lying about meanwhile is a few megabytes.
 GC_THRESHOLDS = (5_000, 5, 5)
@@ -106,7 +108,9 @@ def run_app(
     _raise_file_limit()
     listener = open_listener(host, port) if fd is None else inherit_listener(fd)
     if sys.platform == "linux":
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)  # connections inherit it
+        # Connections inherit both.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS_MAX)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
     config = uvicorn.Config(
         app,
         host=host,

@@ -7,7 +7,6 @@ transport; it has no task of its own, its transport waits on `wake`.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from functools import partial
 from typing import TypeAlias
 
 import structlog
@@ -28,8 +27,8 @@ log = structlog.get_logger()
 CONFIRM_SECONDS = 0.25
 REREAD_SECONDS = 0.5
 
-# For a follower, from a position: the items after it, and whether there is more.
-Read: TypeAlias = Callable[["Follower", int], Awaitable[tuple[list[hub.Item], bool]]]
+# From a follower's position: the items after it, and whether there is more.
+Read: TypeAlias = "Callable[[Follower], Awaitable[tuple[list[hub.Item], bool]]]"
 
 
 # Of a follower that has said how it joined.
@@ -77,6 +76,10 @@ class Follower:
     @property
     def closing(self) -> bool:
         return self.subscription.closing
+
+    @property
+    def reader(self) -> TaskReader:
+        return self._following.reader
 
     @property
     def ended(self) -> Problem | None:
@@ -147,7 +150,7 @@ class Follower:
         subscription = self.subscription
         subscription.gap = False
         try:
-            items, more = await self._read(self, subscription.received)
+            items, more = await self._read(self)
         except UNAVAILABLE as error:
             log.warning("history_unavailable", **self.subject, reason=type(error).__name__)
             subscription.gap = True
@@ -205,7 +208,7 @@ class Following:
     def __init__(self, followers: hub.Hub, bus: Bus, reader: TaskReader) -> None:
         self.hub = followers
         self._bus = bus
-        self._reader = reader
+        self.reader = reader
 
     async def _subscribe(self, topic: str, after: int, wake: Callable[[], None]) -> hub.Subscription:
         subscription = self.hub.subscribe(topic, after, wake)
@@ -216,27 +219,16 @@ class Following:
             raise
         return subscription
 
-    async def _task_after(self, task_id: str, follower: Follower, position: int) -> tuple[list[hub.Item], bool]:
-        changes, _ = await self._reader.since(follower.caller.claims, task_id, position)
-        if not changes:
-            follower.subscription.lose([task_id])
-        return hub.task_items(changes, position), False
-
-    async def _all_after(self, follower: Follower, position: int) -> tuple[list[hub.Item], bool]:
-        caller = follower.caller
-        changes = await self._reader.all_since(caller.claims, caller.user_id, position)
-        return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
-
     async def task(self, caller: Caller, task_id: str, after: int, wake: Callable[[], None]) -> Follower | None:
         """Follow one task from version `after` (0: from now). None where the caller cannot see such a task."""
         if caller.task_ids is not None and task_id not in caller.task_ids:
             return None
 
         subscription = await self._subscribe(hub.task_topic(task_id), after, wake)
-        follower = Follower(self, subscription, partial(self._task_after, task_id), caller)
+        follower = Follower(self, subscription, _read_task, caller)
         try:
             # Without a cursor nothing is wanted but the present: only the newest lies after the highest there is.
-            changes, continues = await self._reader.since(caller.claims, task_id, after or wire.VERSION_MAX)
+            changes, continues = await self.reader.since(caller.claims, task_id, after or wire.VERSION_MAX)
         except BaseException:
             follower.close()
             raise
@@ -271,10 +263,10 @@ class Following:
             return None
 
         subscription = await self._subscribe(hub.user_topic(caller.user_id), after or 0, wake)
-        follower = Follower(self, subscription, self._all_after, caller)
+        follower = Follower(self, subscription, _read_all, caller)
         try:
             named = sorted(only) if only else None
-            seq, trimmed, tasks = await self._reader.overview(caller.claims, caller.user_id, named)
+            seq, trimmed, tasks = await self.reader.overview(caller.claims, caller.user_id, named)
         except BaseException:
             follower.close()
             raise
@@ -301,6 +293,24 @@ class Following:
 
 def _nobody() -> None:
     """Who is woken once a follower is closed."""
+
+
+# Functions, not closures: a process keeps one for all followers.
+
+
+async def _read_task(follower: Follower) -> tuple[list[hub.Item], bool]:
+    subscription, task_id = follower.subscription, follower.subject["task_id"]
+    position = subscription.received
+    changes, _ = await follower.reader.since(follower.caller.claims, task_id, position)
+    if not changes:
+        subscription.lose([task_id])
+    return hub.task_items(changes, position), False
+
+
+async def _read_all(follower: Follower) -> tuple[list[hub.Item], bool]:
+    position, caller = follower.subscription.received, follower.caller
+    changes = await follower.reader.all_since(caller.claims, caller.user_id, position)
+    return hub.user_items(changes, position), len(changes) == HISTORY_CHUNK
 
 
 def _begin(subscription: hub.Subscription, position: int) -> None:

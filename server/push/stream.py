@@ -23,7 +23,8 @@ log = structlog.get_logger()
 HEARTBEAT_SECONDS = 15
 # A client that takes nothing at all for this long is cut off, and resumes from its cursor.
 SEND_SECONDS_MAX = 30.0
-WRITE_BYTES = 65_536
+# Of one write, where there are several; and what a transport holds before it says that the client does not keep up.
+WRITE_BYTES = 16_384
 END = b"0\r\n\r\n"
 HEARTBEAT = wire.chunk(wire.HEARTBEAT)
 
@@ -119,6 +120,7 @@ class Stream(Outlet, asyncio.Protocol):
 
     def begin(self) -> None:
         """Once the transport knows this protocol: say how it joined, and go on from there."""
+        self._transport.set_write_buffer_limits(high=WRITE_BYTES)
         self._write(self._frames.begin())
         self._follower.wake_with(self.wake)
 

@@ -23,6 +23,7 @@ log = structlog.get_logger()
 COUNTED_AT_ONCE = 100
 # The timer goes off for all that are due in the same part of a window.
 PARTS = 4
+EARLY_SECONDS_MAX = 1e-6
 
 
 class Clock(Protocol):
@@ -123,8 +124,8 @@ class Turns:
             outlet._parked = False
             if not outlet._due:  # else its turn comes now
                 due.append(outlet)
-        # A timer may go off a moment early, by its own resolution.
-        self._flush(due, max(self._loop.time(), first * self._part))
+        # A timer may go off a moment early, by its own resolution, and a part begin one early, by that of a float.
+        self._flush(due, max(self._loop.time(), first * self._part + EARLY_SECONDS_MAX))
         self._timed = False
         if self._parked:
             self._start_timer()

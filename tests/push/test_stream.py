@@ -60,6 +60,9 @@ class Transport:
     def get_write_buffer_size(self) -> int:
         return self.held
 
+    def set_write_buffer_limits(self, high: int) -> None:
+        assert high <= 65_536
+
     @property
     def body(self) -> bytes:
         """What a strict reader of chunks makes of it; the last chunk must be the end."""
