@@ -1,7 +1,7 @@
 """Who said something of a task, for the ledger public.task_deliveries: one row for each verified word of a run's end.
 
-Mere progress is counted (metrics), not kept row by row. The rows are written by the statements in store.py, together
-with the change that they tell of; here is what goes into them, and how their owner reads them.
+Mere progress is counted (metrics), not kept row by row. The rows are written by sql/011_together.sql, together with
+the change that they tell of; here is what goes into them, and how their owner reads them.
 """
 
 import datetime as dt

@@ -3,7 +3,7 @@
     pending -> processing -> completed | failed        failed -> pending (a retry: the next attempt)
     pending -> completed | failed                      completed is final
 
-The statements in store.py hold rows to the same rules inside Postgres, where concurrent changes meet; a test
+sql/011_together.sql holds rows to the same rules inside Postgres, where concurrent changes meet; a test
 drives both with the same random changes and compares. This is the readable form of what they do.
 """
 

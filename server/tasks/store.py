@@ -1,8 +1,8 @@
-"""Writes tasks: each change is one statement that takes the next version of the row, guarded by its state.
+"""Writes tasks: each change takes the next version of the row in the statement that makes it, guarded by its state.
 
-The event row is appended by the schema in the same transaction (sql/003_log.sql). Whoever calls gets the
-outcome after the commit; the change is handed to `publish` then, here and nowhere else, so that no caller can
-forget it. state.py says the same rules without SQL.
+The event row is appended by the schema in the same transaction (sql/003_log.sql). What comes in together is committed
+together (commits.py). Whoever calls gets the outcome after the commit; the change is handed to `publish` then, in this
+room and nowhere else, so that no caller can forget it. state.py says the same rules without SQL.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ import msgspec
 from server import failpoints
 from server.db import ACQUIRE_TIMEOUT_SECONDS, Connection, Pool, acting_as
 from server.tasks import snapshot
-from server.tasks.ledger import DELIVERIES_NOTED_MAX, Said
+from server.tasks.commits import Commits
+from server.tasks.ledger import Said
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import OPEN, Complete, Fail, Outcome, Report
 from server.tasks.tickets import UNSPENT_MAX, Draft
@@ -61,10 +62,10 @@ class TaskStore:
         self._pool = pool
         self._publish = publish
         self._public_url = public_url
-        self._deadline_seconds = deadline_seconds
         # Writes of one owner wait for each other in the database (sql/003_log.sql). However busy he is, they do not
         # hold all connections while they wait: readers, and what is committed and not yet published, get theirs.
         self._turns = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
+        self._commits = Commits(pool, publish, self.turn, public_url=public_url, deadline_seconds=deadline_seconds)
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -75,10 +76,6 @@ class TaskStore:
             yield
         finally:
             self._turns.release()
-
-    async def _write(self, statement: str, *arguments: object) -> asyncpg.Record | None:
-        async with self.turn():
-            return await self._pool.fetchrow(statement, *arguments)
 
     async def create(
         self,
@@ -131,177 +128,23 @@ class TaskStore:
 
     async def report(self, task_id: str, report: Report, said: Said | None = None) -> Outcome:
         """A generator has begun or moved on. With `said` it is noted in the ledger. Raises NoSuchTask."""
-        row = await self._write(
-            """
-            with before as (
-              select task_id, user_id, status::text, attempt, delivery, progress from public.image_generations
-               where task_id = $1 for no key update
-            ), seen as (
-              insert into taskbeam.callbacks_seen (jti) select $10::text where $10 is not null
-              on conflict do nothing returning jti
-            ), changed as (
-              update public.image_generations set
-              status = 'processing',
-              progress = case when $3 > delivery then $4 else coalesce($4, progress) end,
-              message = case when $3 > delivery then $5 else coalesce($5, message) end,
-              preview = case when $3 > delivery then $6 else coalesce($6, preview) end,
-              step = case when $3 > delivery then $7 else coalesce($7, step) end,
-              steps = case when $3 > delivery then $8 else coalesce($8, steps) end,
-              delivery = coalesce($3, delivery),
-              status_version = case when status = 'pending' then version + 1 else status_version end,
-              version = version + 1,
-              updated_at = clock_timestamp(),
-              deadline_at = case when began_at is null then clock_timestamp() + $9 * interval '1 second'
-                                 else deadline_at end,
-              began_at = coalesce(began_at, clock_timestamp())
-            where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
-              and coalesce($3::int, delivery) >= delivery
-              and ($3 > delivery
-                   or (($4::smallint is null or $4 >= coalesce(progress, 0))
-                       and (status = 'pending'
-                            or (coalesce($4, progress), coalesce($5, message), coalesce($6, preview),
-                                coalesce($7, step), coalesce($8, steps))
-                               is distinct from (progress, message, preview, step, steps))))
-              and exists (select from before) and ($10 is null or exists (select from seen))
-            returning version
-            ), verdict as (
-              select b.*, case
-                when exists (select from changed) then 'applied'
-                when $10 is not null and not exists (select from seen) then 'duplicate'
-                when b.attempt <> $2 or b.status in ('completed', 'failed') or coalesce($3, b.delivery) < b.delivery
-                  or (coalesce($3, b.delivery) = b.delivery and $4 < coalesce(b.progress, 0)) then 'stale'
-                else 'duplicate' end as outcome
-              from before b
-            ), noted as (
-              insert into public.task_deliveries (task_id, user_id, attempt, delivery, kind, outcome, status)
-              select task_id, user_id, $2, coalesce($3, delivery), $11, outcome, $12 from verdict
-               where $11::text is not null
-                 and (select count(*) from public.task_deliveries where task_id = $1) < $13
-            )
-            select outcome, (select version from changed) as version from verdict
-            """,
-            task_id,
-            report.attempt,
-            report.delivery,
-            report.progress,
-            report.message,
-            report.preview,
-            report.step,
-            report.steps,
-            self._deadline_seconds,
-            said and said.jti,
-            said and said.kind,
-            said and said.status,
-            DELIVERIES_NOTED_MAX,
-        )
-        return await self._committed(task_id, row)
+        return await self._advance(task_id, report, said)
 
     async def complete(self, task_id: str, change: Complete, said: Said | None = None) -> Outcome:
         """End the run with its result; `said` as in report(). Too late for a task that has no result, it is kept.
 
         Raises NoSuchTask.
         """
-        row = await self._write(
-            """
-            with before as (
-              select task_id, user_id, status::text, attempt, delivery, result from public.image_generations
-               where task_id = $1 for no key update
-            ), seen as (
-              insert into taskbeam.callbacks_seen (jti) select $4::text where $4 is not null
-              on conflict do nothing returning jti
-            ), changed as (
-              update public.image_generations set
-                status = 'completed', result = $3, progress = 100, preview = null,
-                version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
-              where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
-                and exists (select from before) and ($4 is null or exists (select from seen))
-              returning version
-            ), verdict as (
-              select b.*, case
-                when exists (select from changed) then 'applied'
-                when $4 is not null and not exists (select from seen) then 'duplicate'
-                when b.attempt = $2 and b.result = $3 then 'duplicate'
-                else 'stale' end as outcome
-              from before b
-            ), judged as (
-              select v.*, outcome = 'stale' and v.status <> 'completed' and $2 <= v.attempt and not exists (
-                select from public.task_deliveries d
-                 where d.task_id = $1 and d.attempt = $2 and d.result is not null) as is_kept
-              from verdict v
-            ), noted as (
-              insert into public.task_deliveries (task_id, user_id, attempt, delivery, kind, outcome, status, result)
-              select task_id, user_id, $2, coalesce($6, delivery), $5, outcome, $7, case when is_kept then $3 end
-                from judged
-               where $5::text is not null
-                 and (outcome = 'applied' or is_kept
-                      or (select count(*) from public.task_deliveries where task_id = $1) < $8)
-            )
-            select outcome, (select version from changed) as version from verdict
-            """,
-            task_id,
-            change.attempt,
-            change.result,
-            said and said.jti,
-            said and said.kind,
-            said and said.delivery,
-            said and said.status,
-            DELIVERIES_NOTED_MAX,
-        )
-        return await self._committed(task_id, row)
+        return await self._advance(task_id, change, said)
 
     async def fail(self, task_id: str, change: Fail, said: Said | None = None) -> Outcome:
         """End the run without a result; `said` as in report(). Raises NoSuchTask."""
-        row = await self._write(
-            """
-            with before as (
-              select task_id, user_id, status::text, attempt, delivery, error, error_code from public.image_generations
-               where task_id = $1 for no key update
-            ), seen as (
-              insert into taskbeam.callbacks_seen (jti) select $6::text where $6 is not null
-              on conflict do nothing returning jti
-            ), changed as (
-              update public.image_generations set
-                status = 'failed', error = $3, error_code = $4, cancelled = $5, preview = null,
-                version = version + 1, status_version = version + 1, updated_at = clock_timestamp()
-              where task_id = $1 and attempt = $2 and status in ('pending', 'processing')
-                and exists (select from before) and ($6 is null or exists (select from seen))
-              returning version
-            ), verdict as (
-              select b.*, case
-                when exists (select from changed) then 'applied'
-                when $6 is not null and not exists (select from seen) then 'duplicate'
-                when b.attempt = $2 and (b.error, b.error_code) = ($3, $4) then 'duplicate'
-                else 'stale' end as outcome
-              from before b
-            ), noted as (
-              insert into public.task_deliveries (task_id, user_id, attempt, delivery, kind, outcome, status)
-              select task_id, user_id, $2, coalesce($8, delivery), $7, outcome, $9 from verdict
-               where $7::text is not null
-                 and (outcome = 'applied'
-                      or (select count(*) from public.task_deliveries where task_id = $1) < $10)
-            )
-            select outcome, (select version from changed) as version from verdict
-            """,
-            task_id,
-            change.attempt,
-            change.error,
-            change.error_code,
-            change.cancelled,
-            said and said.jti,
-            said and said.kind,
-            said and said.delivery,
-            said and said.status,
-            DELIVERIES_NOTED_MAX,
-        )
-        return await self._committed(task_id, row)
+        return await self._advance(task_id, change, said)
 
-    async def _committed(self, task_id: str, row: asyncpg.Record | None) -> Outcome:
-        failpoints.reached("change.committed")
-        if row is None:
+    async def _advance(self, task_id: str, change: Report | Complete | Fail, said: Said | None) -> Outcome:
+        outcome = await self._commits.commit(task_id, change, said)
+        if outcome is None:
             raise NoSuchTask(task_id)
-        if row["version"] is not None:
-            await self.announce(task_id, row["version"])
-        outcome: Outcome = row["outcome"]
         return outcome
 
     async def announce(self, task_id: str, version: int) -> None:

@@ -254,15 +254,15 @@ async def test_a_callback_that_is_played_twice_at_the_same_time(
 
 
 async def test_a_callback_that_had_to_wait_for_the_row_counts_once_too(
-    store: TaskStore, owner: Connection, user: User
+    store: TaskStore, pool: Pool, owner: Connection, user: User
 ) -> None:
-    """After the wait Postgres looks at the row anew; what the statement inserted must still count as seen."""
+    """It came to two processes. After the wait the row is judged as it is then, and what was seen meanwhile counts."""
     task_id = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
     async with owner.transaction():
         await owner.execute("update image_generations set message = 'held' where task_id = $1", task_id)
         waiting = [
-            asyncio.create_task(store.complete(task_id, Complete(attempt=1, result="/results/a"), signed("one")))
-            for _ in range(2)
+            asyncio.create_task(one.complete(task_id, Complete(attempt=1, result="/results/a"), signed("one")))
+            for one in (store, store_on(pool, []))
         ]
         while await owner.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'") < 2:
             await owner.execute("select pg_stat_clear_snapshot()")

@@ -54,7 +54,7 @@ async def test_writes_that_wait_for_their_owner_leave_connections_to_readers(
 async def test_who_waits_too_long_for_his_turn_is_told(
     database: Database, store: TaskStore, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.tasks.store.ACQUIRE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("server.tasks.commits.ACQUIRE_TIMEOUT_SECONDS", 0.2)
     user = User()
     task = (await store.create(user.claims, user.id, "a boat", b"{}")).task_id
     holder = await asyncpg.connect(database.owner_url)
