@@ -216,6 +216,9 @@ def routes(
     """The route table."""
     sessions = Sessions(identity)
     return [
+        # They are tried in this order: first what comes by the thousand.
+        Route("/api/generate/callback", callback, methods=["POST"]),
+        Route("/api/generate/progress", progress, methods=["POST"]),
         Route("/api/session", sessions.show, methods=["GET"]),
         Route("/api/session", sessions.begin, methods=["POST"]),
         Route("/api/session", sessions.end, methods=["DELETE"]),
@@ -228,8 +231,6 @@ def routes(
         Route("/api/generate/status", poll.answer, methods=["GET"]),
         Route("/api/generate/events", streams, methods=["GET"]),
         WebSocketRoute("/api/generate/ws", sockets.serve),
-        Route("/api/generate/callback", callback.answer, methods=["POST"]),
-        Route("/api/generate/progress", progress.answer, methods=["POST"]),
         Route("/api/generate/webhook/{provider}", webhook.answer, methods=["POST"]),
         Route("/results/{name}", Results(settings.data_dir / "results").answer, methods=["GET"]),
         Route("/healthz", health.alive, methods=["GET"]),

@@ -4,7 +4,8 @@ import re
 from typing import TypeVar
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from server.errors import InvalidBody, TooLarge, UnsupportedMediaType
 
@@ -20,13 +21,23 @@ _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
 async def read_body(request: Request, bytes_max: int) -> bytes:
-    """The raw body. Raises TooLarge when it is, whatever Content-Length said.
+    """The raw body, as receive_body()."""
+    return await receive_body(request.receive, bytes_max)
+
+
+async def receive_body(receive: Receive, bytes_max: int) -> bytes:
+    """The raw body. Raises TooLarge when it is, whatever Content-Length said, and ClientDisconnect.
 
     A moderate excess is read and dropped, so that the client is still there to hear the answer; more cuts it off.
     """
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
         if size <= bytes_max:
             chunks.append(chunk)
@@ -58,7 +69,7 @@ def decode_json(body: bytes, kind: type[T]) -> T:
     """The body as a `kind`. Raises InvalidBody, saying where it does not fit."""
     if _too_deep(body):
         raise InvalidBody(f"Nested deeper than {DEPTH_MAX}")
-    if _ESCAPED_NUL.search(body):
+    if b"\\u0000" in body and _ESCAPED_NUL.search(body):
         raise InvalidBody("NUL characters (\\u0000) cannot be stored")
     try:
         return msgspec.json.decode(body, type=kind)

@@ -9,13 +9,14 @@ from typing import Annotated, Literal
 
 import msgspec
 import structlog
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from server import errors
-from server.body import decode_json, read_body
+from server.answer import header, send_json
+from server.body import decode_json, receive_body
 from server.dispatch.finish import Finish
 from server.dispatch.result import BadResult, read_result
+from server.dispatch.settle import LARGE_BYTES
 from server.dispatch.token import BadToken, read_token
 from server.metrics import Metrics
 from server.tasks.ledger import Said
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 PROGRESS_BYTES_MAX = 65_536
 PREVIEW_BYTES_MAX = 32_768
 FINISH_BYTES_MAX = 32 * 1024 * 1024
+_encode = msgspec.json.Encoder().encode
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 
@@ -60,7 +62,7 @@ class Noted(msgspec.Struct):
 
 
 class Progress:
-    """The endpoint."""
+    """The endpoint, an ASGI application."""
 
     def __init__(self, store: TaskStore, finish: Finish, secret: bytes, metrics: Metrics) -> None:
         self._store = store
@@ -68,8 +70,8 @@ class Progress:
         self._secret = secret
         self._metrics = metrics
 
-    async def answer(self, request: Request) -> Response:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scheme, _, token = header(scope, b"authorization").partition(" ")
         try:
             if scheme.lower() != "bearer":
                 raise errors.BadToken("The header Authorization has to be Bearer and the token of the run")
@@ -77,7 +79,7 @@ class Progress:
         except BadToken:
             raise errors.BadToken from None
         structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
-        report = _read(await read_body(request, FINISH_BYTES_MAX))
+        report = _read(await receive_body(receive, FINISH_BYTES_MAX))
         if report.preview is not None and len(report.preview.encode()) > PREVIEW_BYTES_MAX:
             raise errors.InvalidBody(f"preview has more than {PREVIEW_BYTES_MAX} bytes")
         try:
@@ -88,13 +90,15 @@ class Progress:
         self._metrics.reports[outcome].inc()
         say = log.debug if report.status is None else log.info  # how far it is, is told too often
         say("report", outcome=outcome, status=report.status)
-        return Response(msgspec.json.encode(Noted(True, outcome, cancel)), media_type="application/json")
+        await send_json(send, _encode(Noted(True, outcome, cancel)))
 
     async def _take(self, task_id: str, attempt: int, report: ProgressReport) -> Outcome:
         said = Said(kind="report", delivery=report.delivery)
         if report.status == "completed":
             try:
-                result = await asyncio.to_thread(read_result, report.result or "")
+                given = report.result or ""
+                large = len(given) > LARGE_BYTES
+                result = await asyncio.to_thread(read_result, given) if large else read_result(given)
             except BadResult as error:
                 raise errors.InvalidBody(str(error)) from None
             return await self._finish.complete(task_id, attempt, result, said)

@@ -62,7 +62,7 @@ class Webhook:
         generator = self._generators.get(request.query_params.get("generator"))
         if generator is None or generator.webhook != provider:
             raise errors.WebhookNotConfigured
-        task_id, attempt = subject_of(request)
+        task_id, attempt = subject_of(request.query_params)
         self._check_token(request, generator, (task_id, attempt))
         structlog.contextvars.bind_contextvars(task_id=task_id, attempt=attempt)
         body = await read_body(request, WEBHOOK_BYTES_MAX)

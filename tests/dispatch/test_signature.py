@@ -99,6 +99,18 @@ def test_what_qstash_signs_is_accepted_with_either_key() -> None:
     assert reason(token(CURRENT)) == reason(token(NEXT)) == reason(token(CURRENT), keys=(CURRENT,)) == "valid"
 
 
+def test_a_good_token_costs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = [token(CURRENT), token(NEXT), sign(CURRENT, URL, BODY, NOW, "jwt_7")]
+    monkeypatch.setattr(jwt, "decode", None)
+    assert [reason(one) for one in tokens] == ["valid"] * 3
+
+
+@pytest.mark.parametrize("header", [{"kid": "1"}, {"typ": "jwt"}])
+def test_one_of_another_form_is_as_good(header: dict[str, Any]) -> None:
+    assert reason(token(header=header)) == "valid"
+    assert reason(token("sig_" + "c" * 28, header=header)) == "wrong_key"
+
+
 def test_the_hash_may_come_padded_or_not() -> None:
     assert body_hash(BODY).endswith("=")
     assert reason(token(body=body_hash(BODY).rstrip("="))) == reason(token(body=body_hash(BODY))) == "valid"
