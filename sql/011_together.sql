@@ -158,3 +158,57 @@ revoke all on function taskbeam.advance(
 grant execute on function taskbeam.advance(
   text[], text[], integer[], integer[], smallint[], text[], text[], integer[], integer[], text[], text[], text[], boolean[],
   text[], text[], integer[], double precision, integer, boolean) to service_role;
+
+-- New tasks: row, first event, outgoing message and ticket of each. Row level security decides each row as its own
+-- caller; one that it refuses takes the call with it, to be made again without. Impatient, it leaves out those whose owner
+-- somebody else holds. As taskbeam.histories: called on its own, by service_role, and not SECURITY DEFINER.
+create function taskbeam.accept(
+  claims text[], user_ids uuid[], task_ids text[], prompts text[], params text[], generators text[],
+  digests bytea[], proven_untils double precision[], lifetimes double precision[],  -- of tickets; null: none is asked for
+  unspent_max integer, patient boolean
+) returns table (place integer, change taskbeam.changes)
+language plpgsql as $$
+declare
+  caller record;
+  owners_busy uuid[] := '{}';
+begin
+  if not patient then
+    owners_busy := array(
+      select w.id from (select distinct u.id from unnest(user_ids) as u (id)) w
+        left join lateral (
+          select true as is_held from taskbeam.owners o where o.user_id = w.id limit 1 for no key update skip locked) o on true
+       where o.is_held is null and (select true from taskbeam.owners o where o.user_id = w.id limit 1));
+  end if;
+  perform set_config('role', 'authenticated', true);
+  for caller in
+    select a.said, a.user_id, array_agg(a.task_id) as tasks, array_agg(a.prompt) as prompts,
+           array_agg(a.param) as params, array_agg(a.generator) as generators
+      from unnest(claims, user_ids, task_ids, prompts, params, generators)
+           as a (said, user_id, task_id, prompt, param, generator)
+     where (a.user_id = any (owners_busy)) is not true
+     group by a.said, a.user_id order by a.user_id, a.said  -- the order in which the log locks owners
+  loop
+    perform set_config('request.jwt.claims', caller.said, true);
+    insert into public.image_generations (task_id, user_id, prompt, params, generator, began_at)
+      select n.task_id, caller.user_id, n.prompt, n.param::jsonb, n.generator, null
+        from unnest(caller.tasks, caller.prompts, caller.params, caller.generators) as n (task_id, prompt, param, generator);
+  end loop;
+  perform set_config('role', 'service_role', true);  -- the rest is ours, not the user's
+  insert into taskbeam.dispatches (task_id, attempt)
+    select a.task_id, 1 from unnest(task_ids, user_ids) as a (task_id, user_id)
+     where (a.user_id = any (owners_busy)) is not true;
+  perform taskbeam.keep_ticket(a.digest, a.user_id, a.said, a.until, array[a.task_id], a.lifetime, unspent_max)
+     from (select * from unnest(claims, user_ids, task_ids, digests, proven_untils, lifetimes)
+                  as u (said, user_id, task_id, digest, until, lifetime) order by u.user_id) a
+    where a.digest is not null and (a.user_id = any (owners_busy)) is not true;
+  return query
+    select a.n::integer, c.change from unnest(task_ids) with ordinality as a (task_id, n)
+     cross join lateral (
+       select g as change from taskbeam.changes g where (g.task_id, g.version) = (a.task_id, 1) limit 1) c;
+end $$;
+revoke all on function taskbeam.accept(
+  text[], uuid[], text[], text[], text[], text[], bytea[], double precision[], double precision[], integer, boolean)
+  from public, anon, authenticated, service_role;
+grant execute on function taskbeam.accept(
+  text[], uuid[], text[], text[], text[], text[], bytea[], double precision[], double precision[], integer, boolean)
+  to service_role;

@@ -1,24 +1,23 @@
 """Commits together what comes in together: what arrives while a call is under way is in the next one.
 
-A lone change goes at once. Changes of one task go one after the other, in the order they came; each caller gets the
-outcome, or the error, of his own. What it means for a row is said in sql/011_together.sql.
+A lone write goes at once. Writes of one task go one after the other, in the order they came; each caller gets the
+answer, or the error, of his own. A call waits for nobody else's lock; what is held up by one is called again,
+patiently, and apart for each owner, so that it holds up nobody but him.
 """
 
 import asyncio
 import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TypeAlias
+from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 
-from server import failpoints
-from server.db import ACQUIRE_TIMEOUT_SECONDS, UNAVAILABLE, Pool
-from server.tasks import snapshot
-from server.tasks.ledger import DELIVERIES_NOTED_MAX, Said
-from server.tasks.snapshot import TaskChange
-from server.tasks.state import Complete, Fail, Outcome, Report
+from server.db import ACQUIRE_TIMEOUT_SECONDS, UNAVAILABLE
+
+Write = TypeVar("Write")
+Answer = TypeVar("Answer")
 
 BATCH_MAX = 500
 WAITING_MAX = 10_000
@@ -26,19 +25,25 @@ TRIES_MAX = 3
 # Somebody else's transaction came in between: the same again may do. Ours lock in one order.
 CROSSED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
-Change: TypeAlias = Report | Complete | Fail
-Row: TypeAlias = tuple[str | int | bool | None, ...]  # one element of each array that taskbeam.advance takes
-UNSAID: tuple[None, None, None] = (None, None, None)
+
+class Busy(NamedTuple):
+    """Somebody else's lock is in the way; None: of a task without owner. Nothing was written."""
+
+    owner_id: str | None
 
 
-class _Waiting:
-    """A change, and who waits for what becomes of it; None: there is no such task."""
+# Writes in one transaction, and whether it may wait for locks; the answers in the same order.
+Call: TypeAlias = Callable[[Sequence[Write], bool], Awaitable[Sequence[Answer | Busy]]]
 
-    __slots__ = ("answer", "row", "since", "task_id")
 
-    def __init__(self, task_id: str, row: Row, answer: "asyncio.Future[Outcome | None]", since: float) -> None:
+class _Waiting(Generic[Write, Answer]):
+    """A write, and who waits for what becomes of it."""
+
+    __slots__ = ("answer", "since", "task_id", "write")
+
+    def __init__(self, task_id: str, write: Write, answer: "asyncio.Future[Answer]", since: float) -> None:
         self.task_id = task_id
-        self.row = row
+        self.write = write
         self.answer = answer
         self.since = since
 
@@ -48,42 +53,30 @@ class _Waiting:
             self.answer.set_exception(copy.copy(error))
 
 
-class Commits:
-    """`commit()` is all. `turn()` is the right to wait for a lock; `publish` must not block."""
+class Commits(Generic[Write, Answer]):
+    """`commit()` is all. `turn()` is the right to wait for a lock, and raises TimeoutError."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        publish: Callable[[TaskChange], None],
-        turn: Callable[[], AbstractAsyncContextManager[None]],
-        *,
-        public_url: str,
-        deadline_seconds: float,
-    ) -> None:
-        self._pool = pool
-        self._publish = publish
+    def __init__(self, call: Call[Write, Answer], turn: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        self._call = call
         self._turn = turn
-        self._public_url = public_url
-        self._deadline_seconds = deadline_seconds
-        self._ready: deque[_Waiting] = deque()
-        # Every task of which a change is ready or under way, with those that wait behind it.
-        self._behind: dict[str, deque[_Waiting] | None] = {}
-        # By owner, what somebody else's lock holds up; None: tasks without one.
-        self._held_up: dict[str | None, deque[_Waiting]] = {}
+        self._ready: deque[_Waiting[Write, Answer]] = deque()
+        # Every task of which a write is ready or under way, with those that wait behind it.
+        self._behind: dict[str, deque[_Waiting[Write, Answer]] | None] = {}
+        self._held_up: dict[str | None, deque[_Waiting[Write, Answer]]] = {}  # by owner
         self._waiting = 0
         self._running: asyncio.Task[None] | None = None
         self._patient: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def commit(self, task_id: str, change: Change, said: Said | None) -> Outcome | None:
-        """Apply the change, note it in the ledger, publish it; None where there is no such task.
+    async def commit(self, task_id: str, write: Write) -> Answer:
+        """What the call answers, once that is committed. Raises what the call raises.
 
         Raises TimeoutError where too much waits, or it waited too long, as the pool does.
         """
         if self._waiting >= WAITING_MAX:
-            raise TimeoutError("too many changes wait to be committed")
+            raise TimeoutError("too much waits to be committed")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(task_id, _row(task_id, change, said), loop.create_future(), loop.time())
+        waiting: _Waiting[Write, Answer] = _Waiting(task_id, write, loop.create_future(), loop.time())
         self._waiting += 1
         if task_id in self._behind:
             behind = self._behind[task_id]
@@ -97,12 +90,12 @@ class Commits:
             self._sweep = loop.call_later(ACQUIRE_TIMEOUT_SECONDS, self._give_up)
         return await waiting.answer
 
-    def _begin(self, waiting: _Waiting) -> None:
+    def _begin(self, waiting: _Waiting[Write, Answer]) -> None:
         self._ready.append(waiting)
         if self._running is None:
             self._running = asyncio.create_task(self._run())
 
-    def _end(self, waiting: _Waiting) -> None:
+    def _end(self, waiting: _Waiting[Write, Answer]) -> None:
         """It is no longer under way: the next of its task may begin."""
         self._waiting -= 1
         behind = self._behind[waiting.task_id]
@@ -111,9 +104,9 @@ class Commits:
         else:
             del self._behind[waiting.task_id]
 
-    def _take(self, queue: deque[_Waiting]) -> list[_Waiting]:
+    def _take(self, queue: deque[_Waiting[Write, Answer]]) -> list[_Waiting[Write, Answer]]:
         """The next batch, without those nobody waits for any more."""
-        batch: list[_Waiting] = []
+        batch: list[_Waiting[Write, Answer]] = []
         while queue and len(batch) < BATCH_MAX:
             waiting = queue.popleft()
             if waiting.answer.done():
@@ -130,7 +123,6 @@ class Commits:
             self._running = None
 
     async def _run_patiently(self, owner_id: str | None) -> None:
-        """Each owner's by themselves: who waits for one keeps no other waiting."""
         queue = self._held_up[owner_id]
         try:
             while batch := self._take(queue):
@@ -142,9 +134,10 @@ class Commits:
         finally:
             del self._held_up[owner_id]
 
-    async def _settle(self, batch: list[_Waiting], *, patient: bool) -> None:
+    async def _settle(self, batch: list[_Waiting[Write, Answer]], *, patient: bool) -> None:
+        """Answer all of the batch. Raises nothing of the call's."""
         try:
-            rows = await self._call(batch, patient)
+            answers = await self._try([waiting.write for waiting in batch], patient)
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, UNAVAILABLE):
                 half = len(batch) // 2  # of one of them, perhaps: the others are not to suffer for it
@@ -156,27 +149,23 @@ class Commits:
         except BaseException as error:
             self._refuse(batch, error)
             raise
-        failpoints.reached("change.committed")
-        outcomes: list[Outcome | None] = [None] * len(batch)
-        held_up = []
-        for row in rows:
-            place, outcome = row["place"] - 1, row["outcome"]
-            if outcome != "busy":
-                outcomes[place] = outcome
-                if row["task_id"] is not None:
-                    self._publish(snapshot.from_row(row, self._public_url))
-            elif not patient:
-                held_up.append((row["owner_id"], batch[place]))
-        for owner_id, waiting in held_up:
-            self._hold_up(owner_id and str(owner_id), waiting)
-        still = {id(waiting) for _, waiting in held_up}
-        for waiting, became in zip(batch, outcomes, strict=True):
-            if id(waiting) not in still:
-                if not waiting.answer.done():
-                    waiting.answer.set_result(became)
-                self._end(waiting)
+        for waiting, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Busy):
+                self._hold_up(answer.owner_id, waiting)
+                continue
+            if not waiting.answer.done():
+                waiting.answer.set_result(answer)
+            self._end(waiting)
 
-    def _hold_up(self, owner_id: str | None, waiting: _Waiting) -> None:
+    async def _try(self, writes: Sequence[Write], patient: bool) -> Sequence[Answer | Busy]:
+        for _ in range(TRIES_MAX - 1):
+            try:
+                return await self._call(writes, patient)
+            except CROSSED:
+                continue
+        return await self._call(writes, patient)
+
+    def _hold_up(self, owner_id: str | None, waiting: _Waiting[Write, Answer]) -> None:
         if owner_id in self._held_up:
             self._held_up[owner_id].append(waiting)
             return
@@ -185,28 +174,10 @@ class Commits:
         self._patient.add(run)
         run.add_done_callback(self._patient.discard)
 
-    def _refuse(self, batch: Sequence[_Waiting], error: BaseException) -> None:
+    def _refuse(self, batch: Sequence[_Waiting[Write, Answer]], error: BaseException) -> None:
         for waiting in batch:
             waiting.fail(error)
             self._end(waiting)
-
-    async def _call(self, batch: Sequence[_Waiting], patient: bool) -> list[asyncpg.Record]:
-        columns = list(zip(*(waiting.row for waiting in batch), strict=True))
-        for left in reversed(range(TRIES_MAX)):
-            try:
-                async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
-                    return await connection.fetch(
-                        """select place, outcome, owner_id, (change).* from taskbeam.advance(
-                             $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)""",
-                        *columns,
-                        self._deadline_seconds,
-                        DELIVERIES_NOTED_MAX,
-                        patient,
-                    )
-            except CROSSED:
-                if not left:
-                    raise
-        raise AssertionError  # the last try returned or raised
 
     def _give_up(self) -> None:
         """Who waited too long for his turn is told. What is under way ends by itself (statement_timeout)."""
@@ -221,22 +192,7 @@ class Commits:
         if oldest is not None:
             self._sweep = loop.call_at(oldest + ACQUIRE_TIMEOUT_SECONDS, self._give_up)
 
-    def _in_queues(self) -> Iterator[_Waiting]:
+    def _in_queues(self) -> Iterator[_Waiting[Write, Answer]]:
         yield from self._ready
         for queue in (*self._held_up.values(), *self._behind.values()):
             yield from queue or ()
-
-
-def _row(task_id: str, change: Change, said: Said | None) -> Row:
-    jti, source, status = UNSAID if said is None else (said.jti, said.kind, said.status)
-    if isinstance(change, Report):
-        details = (change.progress, change.message, change.preview, change.step, change.steps)
-        head = ("report", task_id, change.attempt, change.delivery)
-        return (*head, *details, None, None, None, None, jti, source, status)
-    delivery = None if said is None else said.delivery
-    if isinstance(change, Complete):
-        head = ("complete", task_id, change.attempt, delivery)
-        return (*head, None, None, None, None, None, change.result, None, None, None, jti, source, status)
-    head = ("fail", task_id, change.attempt, delivery)
-    end = (change.error, change.error_code, change.cancelled)
-    return (*head, None, None, None, None, None, None, *end, jti, source, status)

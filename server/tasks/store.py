@@ -14,14 +14,15 @@ from typing import Literal, TypeAlias
 import asyncpg
 import msgspec
 
-from server import failpoints
 from server.db import ACQUIRE_TIMEOUT_SECONDS, Connection, Pool, acting_as
 from server.tasks import snapshot
+from server.tasks.accept import Accept, NewTask
+from server.tasks.advance import Advance, Row, row_of
 from server.tasks.commits import Commits
 from server.tasks.ledger import Said
 from server.tasks.snapshot import TaskChange
 from server.tasks.state import OPEN, Complete, Fail, Outcome, Report
-from server.tasks.tickets import UNSPENT_MAX, Draft
+from server.tasks.tickets import Draft
 
 Publish: TypeAlias = Callable[[TaskChange], None]
 # open: the run can end. late: it cannot, but a result of it would be kept. over: nothing of it is wanted any more.
@@ -65,7 +66,10 @@ class TaskStore:
         # Writes of one owner wait for each other in the database (sql/003_log.sql). However busy he is, they do not
         # hold all connections while they wait: readers, and what is committed and not yet published, get theirs.
         self._turns = asyncio.Semaphore(max(1, pool.get_max_size() // 2))
-        self._commits = Commits(pool, publish, self.turn, public_url=public_url, deadline_seconds=deadline_seconds)
+        accept = Accept(pool, publish, public_url=public_url)
+        advance = Advance(pool, publish, public_url=public_url, deadline_seconds=deadline_seconds)
+        self._creations: Commits[NewTask, TaskChange] = Commits(accept, self.turn)
+        self._changes: Commits[Row, Outcome | None] = Commits(advance, self.turn)
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -91,40 +95,16 @@ class TaskStore:
         `generator`: None is the default. Raises NoSuchUser and ParamsTooLarge.
         """
         task_id = secrets.token_urlsafe(16)
+        kept = (ticket.digest, ticket.caller.expires_at, ticket.lifetime_seconds) if ticket else (None, None, None)
+        task = NewTask(claims, user_id, task_id, prompt, params.decode(), generator, *kept)
         try:
-            async with self.turn(), acting_as(self._pool, claims) as connection:
-                await connection.execute(
-                    """insert into public.image_generations (task_id, user_id, prompt, params, generator, began_at)
-                       values ($1, $2, $3, $4, $5, null)""",
-                    task_id,
-                    user_id,
-                    prompt,
-                    params.decode(),
-                    generator,
-                )
-                (row,) = await connection.fetch("select * from taskbeam.changes where task_id = $1", task_id)
-                await connection.execute("set local role service_role")  # the message is ours, not the user's
-                await connection.execute(
-                    """with dispatched as (insert into taskbeam.dispatches (task_id, attempt) values ($1, 1))
-                       select taskbeam.keep_ticket($2, $3, $4, $5, array[$1], $6, $7) where $2 is not null""",
-                    task_id,
-                    ticket and ticket.digest,
-                    user_id,
-                    claims,
-                    ticket and ticket.caller.expires_at,
-                    ticket and ticket.lifetime_seconds,
-                    UNSPENT_MAX,
-                )
+            return await self._creations.commit(task_id, task)
         except asyncpg.ForeignKeyViolationError:
             raise NoSuchUser from None
         except asyncpg.CheckViolationError as error:
             if error.constraint_name == "taskbeam_params":
                 raise ParamsTooLarge from None
             raise
-        failpoints.reached("task.committed")
-        change = snapshot.from_row(row, self._public_url)
-        self._publish(change)
-        return change
 
     async def report(self, task_id: str, report: Report, said: Said | None = None) -> Outcome:
         """A generator has begun or moved on. With `said` it is noted in the ledger. Raises NoSuchTask."""
@@ -142,7 +122,7 @@ class TaskStore:
         return await self._advance(task_id, change, said)
 
     async def _advance(self, task_id: str, change: Report | Complete | Fail, said: Said | None) -> Outcome:
-        outcome = await self._commits.commit(task_id, change, said)
+        outcome = await self._changes.commit(task_id, row_of(task_id, change, said))
         if outcome is None:
             raise NoSuchTask(task_id)
         return outcome
