@@ -11,7 +11,8 @@
 --
 -- The settings are for its plans. They are made once a connection, perhaps while the tables are still empty, and have to
 -- hold when they are large: every row is found by its index or its place, one by one. For the same reason rows are
--- looked up in lateral subqueries with a limit, which cannot be turned around.
+-- looked up in lateral subqueries with a limit, which cannot be turned around. No search_path is set: triggers of the app's
+-- own run below it, and may count on theirs.
 create function taskbeam.advance(
   kinds text[],                -- report, complete, fail
   task_ids text[], attempts integer[],
@@ -24,7 +25,7 @@ create function taskbeam.advance(
   statuses integer[],          -- HTTP, that it told of
   run_seconds double precision, noted_max integer, patient boolean
 ) returns table (place integer, outcome text, owner_id uuid, change taskbeam.changes)
-language plpgsql set search_path = '' set plan_cache_mode = force_generic_plan set enable_seqscan = off
+language plpgsql set plan_cache_mode = force_generic_plan set enable_seqscan = off
 as $$
 declare
   -- all as long as the arrays that were given
