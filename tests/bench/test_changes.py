@@ -8,6 +8,7 @@ from server.bench.changes import STAMP, Changes
 from server.push import hub
 from server.push.hub import Subscription
 from server.push.publisher import decode, encode
+from server.tally import Tally
 
 pytestmark = pytest.mark.pure
 
@@ -15,7 +16,7 @@ TASKS = [("one", "somebody"), ("two", "somebody")]
 
 
 def followed(changes: Changes, topic: str, after: int) -> list[hub.Item]:
-    subscription = Subscription(topic, after, lambda: None)
+    subscription = Subscription(topic, after, lambda: None, Tally())
     taken = []
     for change in changes.take(6):
         for name, data in encode(change):
