@@ -2,7 +2,8 @@
 
 A lone write goes at once. Writes of one task go one after the other, in the order they came; each caller gets the
 answer, or the error, of his own. A call waits for nobody else's lock; what is held up by one is called again,
-patiently, and apart for each owner, so that it holds up nobody but him.
+patiently, and apart for each owner, so that it holds up nobody but him. One such call at a time: with two the batches
+are smaller, and no more is committed.
 """
 
 import asyncio
