@@ -21,7 +21,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from server.redis_url import Sentinels, sentinels
 
 CONNECT_SECONDS_MAX = 2.0
-SENTINEL_SECONDS_MAX = 0.3
+SENTINEL_SECONDS_MAX = 0.5
 REPLY_BYTES_MAX = 1 << 20  # a snapshot is far below: its parts are bounded where they come in
 UNSENT_BYTES_MAX = 64 << 20  # Redis takes nothing any more, and its pongs are not yet missed
 UNAVAILABLE: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
