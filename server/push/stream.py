@@ -175,7 +175,8 @@ class Stream(Outlet, asyncio.Protocol):
             if frames:
                 self.rest()
             self._write(frames)
-            self._subscription.special = not (self._follower.ordinary and self._backlog is None)
+            at_ease = self._paused is None and self._backlog is None
+            self._subscription.special = not (at_ease and self._follower.ordinary)
 
     async def _catch_up(self) -> None:
         try:
