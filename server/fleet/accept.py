@@ -15,9 +15,11 @@ from server.fleet.board import Place
 # In one turn of the event loop: a burst must not keep it from the streams that are there.
 ACCEPTED_A_TURN = 8
 AHEAD_MAX = 8
-# For each so many ahead: where all are busy, the others need longer to come round.
-HOLD_OFF_SECONDS = 0.005
-HOLD_OFF_SECONDS_MAX = 0.1
+# How long it leaves a connection to the others, for each AHEAD_MAX that it is ahead: when all are busy they are late.
+# It looks again meanwhile: in a burst they are soon ahead themselves.
+PATIENCE_SECONDS = 0.005
+PATIENCE_SECONDS_MAX = 0.1
+LOOK_SECONDS = 0.002
 # Mostly no file descriptor or no memory is left: it will not be better at once.
 FAILED_SECONDS = 0.25
 
@@ -39,6 +41,7 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._connecting: set[asyncio.Task[None]] = set()
         self._later: asyncio.TimerHandle | None = None
+        self._patience_began = 0.0
 
     def start(self) -> None:
         self._listener.setblocking(False)
@@ -57,18 +60,26 @@ class Acceptor:
         return len(self._connections) + len(self._connecting)
 
     def _come(self) -> None:
-        least = None if self._place is None else self._place.least_open()
-        ahead = 0 if least is None else self.open - least
-        if ahead > AHEAD_MAX:
-            self._hold_off(min(HOLD_OFF_SECONDS_MAX, HOLD_OFF_SECONDS * ahead / AHEAD_MAX))
+        if self._ahead() > AHEAD_MAX:
+            self._patience_began = self._loop.time()
+            self._pause(LOOK_SECONDS)
         else:
             self._take()
 
-    def _hold_off(self, seconds: float) -> None:
-        self._loop.remove_reader(self._listener)
-        self._later = self._loop.call_later(seconds, self._go_on)
+    def _ahead(self) -> int:
+        least = None if self._place is None else self._place.least_open()
+        return 0 if least is None else self.open - least
 
-    def _go_on(self) -> None:
+    def _pause(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener)
+        self._later = self._loop.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        ahead = self._ahead()
+        patience = min(PATIENCE_SECONDS_MAX, PATIENCE_SECONDS * ahead / AHEAD_MAX)
+        if ahead > AHEAD_MAX and self._loop.time() < self._patience_began + patience:
+            self._later = self._loop.call_later(LOOK_SECONDS, self._look_again)
+            return
         self._later = None
         self._loop.add_reader(self._listener, self._come)
         self._take()
@@ -80,7 +91,7 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 break
             except OSError:
-                self._hold_off(FAILED_SECONDS)
+                self._pause(FAILED_SECONDS)
                 break
             connection.setblocking(False)
             task = self._loop.create_task(self._connect(connection))
