@@ -42,14 +42,13 @@ def svg(figures: Figures) -> str:
         parts.append(f'<text class="quiet" x="16" y="{top + 20}">{escape(title)}</text>')
         top += GROUP_HEIGHT
         parts += _bars(bars, top, scale)
+        parts.append(f'<line class="axis" x1="{LEFT}" x2="{LEFT}" y1="{top - 4}" y2="{top + ROW * len(bars) - 6}"/>')
         top += ROW * len(bars) + 8
-    axis = f'<line class="axis" x1="{LEFT}" x2="{LEFT}" y1="{TITLE_HEIGHT + GROUP_HEIGHT - 4}" y2="{top - 8}"/>'
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + 8}" role="img" aria-label="{TITLE}">',
             f"<style>{STYLE}</style>",
             f'<text class="title" x="16" y="28">{TITLE}, µs (less is better)</text>',
-            axis,
             *parts,
             "</svg>\n",
         ]
