@@ -174,7 +174,8 @@ class Metrics(ProcessMetrics):
         dispatched = Counter("taskbeam_dispatches_total", "Attempts to hand a task to QStash.", ["outcome"], registry=r)
         self.dispatched = {outcome: dispatched.labels(outcome) for outcome in ("sent", "failed", "refused")}
         self.bus_connected = Gauge("taskbeam_bus_connected", "1 while Redis answers the listener.", registry=r)
-        self.bus_received = Counter("taskbeam_bus_received_total", "Messages received.", registry=r)
+        self.bus_received = Tally()
+        r.register(Tallies("taskbeam_bus_received", "Messages received.", {"": self.bus_received}))
         self.bus_confirmations_late = Counter(
             "taskbeam_bus_confirmations_late_total", "Subscriptions that Redis did not confirm in time.", registry=r
         )

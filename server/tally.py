@@ -3,7 +3,7 @@
 They are handed to Prometheus when somebody scrapes, so what is shown is always exact.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -53,6 +53,20 @@ class Latencies(Collector):
         """So many events took so long each."""
         self._counts[bisect_left(self._bounds, seconds)] += times
         self._sum += seconds * times
+
+    def observe_all(self, ages: list[float]) -> None:
+        """Many events, how long each took; below nought counts as nought. Sorts the list."""
+        ages.sort()
+        if ages and ages[0] < 0.0:
+            ages = [max(0.0, age) for age in ages]
+        reached, total = 0, len(ages)
+        for bucket, bound in enumerate(self._bounds):
+            if reached == total:
+                break
+            before, reached = reached, bisect_right(ages, bound, reached)
+            self._counts[bucket] += reached - before
+        self._counts[-1] += total - reached
+        self._sum += sum(ages)
 
     def collect(self) -> Iterator[Metric]:
         reached, buckets = 0, []

@@ -20,7 +20,7 @@ from server.push.publisher import decode
 from server.push.redis_link import UNAVAILABLE, Link, Reply, open_link, pack
 from server.push.subscriptions import Subscriptions
 
-Deliver: TypeAlias = Callable[[str, list[hub.Item]], None]
+Deliver: TypeAlias = Callable[[str, hub.Item], None]
 log = structlog.get_logger()
 
 PING_SECONDS = 1.0
@@ -82,7 +82,7 @@ class RedisBus:
         self._confirmations = Confirmations(metrics.bus_confirmations_late.inc)
         self._link: Link | None = None
         self._asking = False
-        self._deliver: Deliver = lambda topic, items: None
+        self._deliver: Deliver = lambda topic, item: None
         self._connected: Callable[[], None] = lambda: None
         self.connected = False
         self._ever = asyncio.Event()
@@ -123,7 +123,7 @@ class RedisBus:
     async def run(self, deliver: Deliver, connected: Callable[[], None]) -> None:
         """Listen until cancelled, starting over as often as it takes.
 
-        `deliver(topic, items)` is called for every message, `connected` after every new connection.
+        `deliver(topic, item)` is called for every message, `connected` after every new connection.
         """
         self._deliver, self._connected = deliver, connected
         attempt = 0
@@ -161,26 +161,23 @@ class RedisBus:
             link.lose(ConnectionError("given up"))
 
     def _received(self, replies: list[Reply]) -> None:
-        messages = 0
+        topics, deliver, messages = self._subscriptions.topics, self._deliver, 0
         for reply in replies:
-            if isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message":
-                messages += 1
-                self._message(reply[1], reply[2])
-            else:
+            if not (isinstance(reply, list) and len(reply) == 3 and reply[0] == b"message"):
                 self._answered(reply)
-        if messages:
-            self._metrics.bus_received.inc(messages)
-
-    def _message(self, channel: object, data: object) -> None:
-        topic = self._subscriptions.topics.get(channel) if isinstance(channel, bytes) else None
-        if topic is None or not isinstance(data, bytes):
-            return  # not wanted any more
-        try:
-            item = decode(topic, data)
-        except ValueError as error:
-            log.warning("bus_message_refused", **hub.subject(topic), reason=str(error))
-            return
-        self._deliver(topic, [item])
+                continue
+            messages += 1
+            _, channel, data = reply
+            if not (isinstance(channel, bytes) and isinstance(data, bytes)) or channel not in topics:
+                continue  # not wanted any more
+            topic = topics[channel]
+            try:
+                item = decode(topic, data)
+            except ValueError as error:
+                log.warning("bus_message_refused", **hub.subject(topic), reason=str(error))
+                continue
+            deliver(topic, item)
+        self._metrics.bus_received.value += messages
 
     def _answered(self, reply: Reply) -> None:
         """What else Redis says; what we do not know is not for us."""

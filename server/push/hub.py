@@ -7,32 +7,32 @@ loses, doubles or reorders: a follower sees rising positions, and no change of s
 
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from server.push import wire
 from server.tally import Tally
 from server.tasks.snapshot import TaskChange
+from server.tasks.state import TERMINAL
 
 INBOX_MAX = 256
 DELETED_MAX = 10_000
 
 
-class Item:
+class Item(msgspec.Struct, eq=False, gc=False):
     """A change at a `position` (a version, or a number of the owner); none that matters lies after `since`.
 
     In words: whoever has everything up to `since` may go straight to this one. All who follow the topic are given the
-    same item, and the same bytes of it. Compared by identity.
+    same item, and the same bytes of it. Compared by identity. A struct, as one is made for each message of the bus.
     """
 
-    __slots__ = ("_chunk", "_event", "_message", "change", "is_status", "many", "position", "since")
-
-    def __init__(self, position: int, since: int, change: TaskChange, *, many: bool = False) -> None:
-        self.position = position
-        self.since = since
-        self.change = change
-        self.is_status = change.version == change.status_version
-        self.many = many  # of a topic of many tasks: the position is a number of the owner
-        self._event: bytes | None = None
-        self._chunk: bytes | None = None
-        self._message: bytes | None = None
+    position: int
+    since: int
+    change: TaskChange
+    is_status: bool  # as of the change; asked several times for each follower
+    many: bool = False  # of a topic of many tasks: the position is a number of the owner
+    _event: bytes | None = None
+    _chunk: bytes | None = None
+    _message: bytes | None = None
 
     @property
     def cursor(self) -> str:
@@ -45,14 +45,14 @@ class Item:
             self._event = wire.sse_change(self.change, self.cursor)
         return self._event
 
-    @property
     def chunk(self) -> bytes:
         """As a chunk of a stream of server-sent events, encoded once."""
-        if self._chunk is None:
-            self._chunk = wire.chunk(self.event)
-        return self._chunk
+        data = self._chunk
+        if data is None:
+            cursor = b"s%d" % self.position if self.many else b"%d" % self.position
+            self._chunk = data = wire.sse_chunk(b"status" if self.is_status else b"progress", self.change.body, cursor)
+        return data
 
-    @property
     def message(self) -> bytes:
         """As a frame of a WebSocket, encoded once."""
         if self._message is None:
@@ -76,7 +76,9 @@ def subject(topic: str) -> dict[str, str]:
 
 def task_item(change: TaskChange) -> Item:
     """From the bus: before a progress lies its last change of status; before that, who knows what."""
-    return Item(change.version, change.version - 1 if change.is_status else change.status_version, change)
+    version, since = change.version, change.status_version
+    is_status = version == since
+    return Item(version, version - 1 if is_status else since, change, is_status)
 
 
 def task_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
@@ -88,21 +90,21 @@ def task_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
     for change in changes:
         if items and items[-1].change.is_terminal:
             after = items.pop().since
-        items.append(Item(change.version, after, change))
+        items.append(Item(change.version, after, change, change.is_status))
         after = change.version
     return items
 
 
 def user_item(change: TaskChange) -> Item:
     """From the bus: the owner's numbers are given out without gaps, so whatever lies before may matter."""
-    return Item(change.seq, change.seq - 1, change, many=True)
+    return Item(change.seq, change.seq - 1, change, change.is_status, many=True)
 
 
 def user_items(changes: Iterable[TaskChange], after: int) -> list[Item]:
     """From the log: `changes` is all there is after number `after`, in order; a deleted task left a gap."""
     items: list[Item] = []
     for change in changes:
-        items.append(Item(change.seq, after, change, many=True))
+        items.append(Item(change.seq, after, change, change.is_status, many=True))
         after = change.seq
     return items
 
@@ -143,20 +145,23 @@ class Subscription:
 
     def offer(self, item: Item) -> None:
         """Take an item in if it joins what is here, else note the gap. Old news is dropped."""
-        if item.position <= self.received:
+        position, received = item.position, self.received
+        if position <= received:
             return
-        if item.since > self.received:
+        if item.since > received:
             self._miss()
             return
         if self.withheld and item.change.task_id in self.withheld:
-            self.received = item.position
+            self.received = position
             return
         inbox = self.inbox
-        if inbox is None:
+        if inbox is None:  # most of the time
             self.inbox = [item]
-            self.received = item.position
+            self.received = position
             if item.is_status:
-                self._hurry(item)
+                self.urgent = True
+                if item.change.status in TERMINAL:
+                    self.special = True
             self.wake()
             return
         last = inbox[-1]
@@ -168,15 +173,12 @@ class Subscription:
             return
         else:
             inbox.append(item)
-        self.received = item.position
+        self.received = position
         if item.is_status:
-            self._hurry(item)
+            self.urgent = True
+            if item.change.status in TERMINAL:
+                self.special = True
             self.wake()
-
-    def _hurry(self, item: Item) -> None:
-        self.urgent = True
-        if item.change.is_terminal:
-            self.special = True
 
     def _miss(self) -> None:
         if not self.gap:
@@ -262,18 +264,14 @@ class Hub:
             return
         self._count -= 1
 
-    def deliver(self, topic: str, items: Iterable[Item]) -> None:
-        """Offer the items to all who follow the topic."""
+    def deliver(self, topic: str, item: Item) -> None:
+        """Offer the item to all who follow the topic."""
         followers = self._topics.get(topic)
-        if followers is None:
-            return
         if isinstance(followers, Subscription):
-            for item in items:
-                followers.offer(item)
-        else:
-            for item in items:
-                for subscription in followers:
-                    subscription.offer(item)
+            followers.offer(item)
+        elif followers is not None:
+            for subscription in followers:
+                subscription.offer(item)
 
     def _followers(self, topic: str) -> Iterable[Subscription]:
         followers = self._topics.get(topic, ())

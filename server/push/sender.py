@@ -5,7 +5,6 @@ client, and for the last word, there is a task as long as it takes.
 """
 
 import asyncio
-import operator
 import random
 import time
 from collections.abc import Callable, Collection, Coroutine
@@ -16,7 +15,7 @@ from server.errors import TaskNotFound, problem_body
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower
-from server.push.hub import Hub
+from server.push.hub import Hub, Item
 from server.push.rights import Rights
 from server.push.socket import Over, Socket
 from server.push.turns import Copies, Outlet, Turns
@@ -74,7 +73,7 @@ class Senders:
         self.rights = rights
         self.turns = turns
         self.metrics = metrics
-        self.copies = Copies(turns, operator.attrgetter("message"), metrics.websocket.sent, metrics.send_seconds)
+        self.copies = Copies(turns, Item.message, metrics.websocket.sent, metrics.send_seconds)
 
 
 class Sender(Outlet):

@@ -6,7 +6,6 @@ half of the hand-over). What is said, and in which order, is the same as on the 
 """
 
 import asyncio
-import operator
 from collections import deque
 from collections.abc import MutableSet
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ import structlog
 from server.metrics import Metrics
 from server.push import wire
 from server.push.follow import Follower
+from server.push.hub import Item
 from server.push.turns import Copies, Outlet, Turns
 
 log = structlog.get_logger()
@@ -76,7 +76,7 @@ class Streams:
         self.turns = turns
         self.pulse = pulse
         self.open = metrics.sse.open
-        self.copies = Copies(turns, operator.attrgetter("chunk"), metrics.sse.sent, metrics.send_seconds)
+        self.copies = Copies(turns, Item.chunk, metrics.sse.sent, metrics.send_seconds)
 
 
 class Stream(Outlet, asyncio.Protocol):
@@ -146,8 +146,8 @@ class Stream(Outlet, asyncio.Protocol):
         if subscription.special:
             self._look(now)
             return
-        items = subscription.inbox
-        if items is None or self._transport.is_closing():
+        items, transport = subscription.inbox, self._transport
+        if items is None or transport.is_closing():
             return
         if now < self._rests_until and not subscription.urgent:
             self._turns.park(self, self._rests_until)
@@ -155,7 +155,7 @@ class Stream(Outlet, asyncio.Protocol):
         subscription.inbox = None
         subscription.urgent = False
         self._rests_until = self._turns.until
-        self._transport.write(self._streams.copies.of(items))
+        transport.write(self._streams.copies.of(items))
 
     def _look(self, now: float) -> None:
         if self._transport.is_closing() or self._reading is not None:

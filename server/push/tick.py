@@ -118,14 +118,15 @@ class Tick:
         for task_change in await self._reader.missed(missing):
             by_task.setdefault(task_change.task_id, []).append(task_change)
         for task_id, changes in by_task.items():
-            self._hub.deliver(hub.task_topic(task_id), hub.task_items(changes, missing[task_id]))
+            for item in hub.task_items(changes, missing[task_id]):
+                self._hub.deliver(hub.task_topic(task_id), item)
         return nudged + len(missing)
 
     def _tell_deleted(self, deleted: list[Gone]) -> None:
         by_user: dict[str, list[str]] = {}
         for task_id, user_id, end in deleted:
             if end is not None:  # the log it would be read from is gone with the task
-                self._hub.deliver(hub.task_topic(task_id), [hub.Item(end.version, 0, end)])
+                self._hub.deliver(hub.task_topic(task_id), hub.Item(end.version, 0, end, end.is_status))
             self._hub.lose(hub.task_topic(task_id), [task_id])
             by_user.setdefault(user_id, []).append(task_id)
         for user_id, task_ids in by_user.items():

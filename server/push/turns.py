@@ -94,10 +94,11 @@ class Turns:
         self._ends.append(callback)
 
     def add(self, outlet: Outlet) -> None:
-        if not self._woken:
+        woken = self._woken
+        if not woken:
             self._loop.call_soon(self._turn)
         outlet._due = True
-        self._woken.append(outlet)
+        woken.append(outlet)
 
     def park(self, outlet: Outlet, until: float) -> None:
         """Flush it at `until`, or a little later."""
@@ -177,23 +178,39 @@ class Copies:
         self._sent = sent
         self._send_seconds = send_seconds
         self._items: list[Item] = []
+        self._last: Item | None = None  # of `_items`
         self._data = b""
-        self._times = 0
-        turns.at_end(self._count)
+        self._firsts: list[Item] = []  # what is not counted yet: given out once,
+        self._again = 0  # and so often `_items` beyond that
+        turns.at_end(self._end)
 
     def of(self, items: list[Item]) -> bytes:
-        """These, in one piece, for one more client. `items` must not change any more."""
-        if items != self._items or self._times == COUNTED_AT_ONCE:
+        """These (at least one), in one piece, for one more client. `items` must not change any more."""
+        last = items[-1]
+        if last is self._last and items == self._items:
+            self._again += 1
+            if self._again == COUNTED_AT_ONCE:
+                self._count()
+            return self._data
+        if self._again or len(self._firsts) >= COUNTED_AT_ONCE:
             self._count()
-            self._items = items
-            self._data = self._encoded(items[0]) if len(items) == 1 else b"".join(map(self._encoded, items))
-        self._times += 1
-        return self._data
+        self._firsts += items
+        self._items, self._last = items, last
+        self._data = data = self._encoded(last) if len(items) == 1 else b"".join(map(self._encoded, items))
+        return data
 
     def _count(self) -> None:
-        if self._times:
-            now = time.time()
+        now = time.time()
+        self._send_seconds.observe_all([now - item.change.at for item in self._firsts])
+        self._sent.value += len(self._firsts) + self._again * len(self._items)
+        self._firsts.clear()
+        if self._again:
             for item in self._items:
-                self._send_seconds.observe(max(0.0, now - item.change.at), self._times)
-            self._sent.value += self._times * len(self._items)
-            self._items, self._data, self._times = [], b"", 0
+                self._send_seconds.observe(max(0.0, now - item.change.at), self._again)
+            self._again = 0
+
+    def _end(self) -> None:
+        """Of a turn: nothing is kept beyond it."""
+        if self._last is not None:
+            self._count()
+            self._items, self._last, self._data = [], None, b""

@@ -46,7 +46,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     updated_at: dt.datetime
 
 
-class TaskChange(msgspec.Struct, frozen=True):
+class TaskChange(msgspec.Struct, frozen=True, gc=False):
     """A version of a task, ready to send.
 
     `seq` is its number among its owner's events, 0 where unknown; `at` when it was made, in Unix seconds.
@@ -71,7 +71,7 @@ class TaskChange(msgspec.Struct, frozen=True):
         return self.status in TERMINAL
 
 
-class _Head(msgspec.Struct, frozen=True, rename="camel"):
+class _Head(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     task_id: str
     version: int
     status_version: int

@@ -33,8 +33,8 @@ class Heard:
         self.times_connected = 0
         self._more = asyncio.Event()
 
-    def deliver(self, topic: str, items: list[hub.Item]) -> None:
-        self.items += [(topic, item) for item in items]
+    def deliver(self, topic: str, item: hub.Item) -> None:
+        self.items.append((topic, item))
         self._more.set()
 
     def connected(self) -> None:

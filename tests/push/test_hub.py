@@ -281,8 +281,8 @@ def test_only_followers_of_the_topic_hear_of_it() -> None:
     followers = Bus().hub
     mine, gone, foreign = (followers.subscribe(topic, 2, lambda: None) for topic in ("t", "t", "u"))
     followers.unsubscribe(gone)
-    followers.deliver("t", [hub.task_item(PROGRESS[3])])
-    followers.deliver("nobody", [hub.task_item(PROGRESS[3])])
+    followers.deliver("t", hub.task_item(PROGRESS[3]))
+    followers.deliver("nobody", hub.task_item(PROGRESS[3]))
     assert [len(s.inbox or ()) for s in (mine, gone, foreign)] == [1, 0, 0]
 
 
@@ -291,7 +291,7 @@ def test_each_change_that_a_newer_one_replaces_is_told_of() -> None:
     followers = Hub(lambda _: None, lambda _: None, conflated)
     slow, quick = (followers.subscribe("t", 2, lambda: None) for _ in range(2))
     for change in (PROGRESS[3], PROGRESS[4], FAILED, RETRIED):
-        followers.deliver("t", [hub.task_item(change)])
+        followers.deliver("t", hub.task_item(change))
         quick.take()
     assert [item.position for item in slow.take()] == [5, 6]
     assert conflated.value == 2

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import TaskNotFound, Unavailable
-from server.push import wire
+from server.push import hub, wire
 from server.tasks.snapshot import Snapshot, TaskChange, from_body
 
 pytestmark = pytest.mark.pure
@@ -52,6 +52,16 @@ def heard(stream: bytes) -> list[dict[str, str]]:
 def test_a_change_is_one_event_with_its_cursor() -> None:
     made = change()
     assert heard(wire.sse_change(made, "4")) == [{"id": "4", "event": "status", "data": made.body.decode()}]
+
+
+@pytest.mark.parametrize("version", [4, 5, 2**31 - 1])
+@pytest.mark.parametrize("prompt", ["", "é😀", "a" * 5_000])
+def test_an_event_in_one_piece_is_the_chunk_of_it(version: int, prompt: str) -> None:
+    made = change(prompt, version)
+    item = hub.task_item(made)
+    assert item.chunk() == wire.chunk(item.event) == wire.chunk(wire.sse_change(made, str(version)))
+    item = hub.user_item(made)
+    assert item.chunk() == wire.chunk(item.event) == wire.chunk(wire.sse_change(made, "s9"))
 
 
 def test_without_a_cursor_there_is_no_id_line() -> None:

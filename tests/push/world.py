@@ -98,7 +98,7 @@ class World:
             case ("bus", at, keep) if self.under_way:
                 at %= len(self.under_way)
                 topic, data = self.under_way[at] if keep else self.under_way.pop(at)
-                self.hub.deliver(topic, [decode(topic, data)])
+                self.hub.deliver(topic, decode(topic, data))
             case ("lose", at) if self.under_way:
                 self.under_way.pop(at % len(self.under_way))
             case ("tick",):
@@ -134,7 +134,8 @@ class World:
             topic = hub.task_topic(task_id)
             seen = self.hub.behind(topic, state.version)
             if seen is not None:
-                self.hub.deliver(topic, hub.task_items(self._since(task_id, seen), seen))
+                for item in hub.task_items(self._since(task_id, seen), seen):
+                    self.hub.deliver(topic, item)
         if self.log and self.hub.behind(USER_TOPIC, self.log[-1].seq) is not None:
             self.hub.nudge(USER_TOPIC)
 
