@@ -17,33 +17,37 @@ _VERSION, _STATUS_VERSION, _MESSAGE = 1_111_111_111, 1_222_222_222, "stamp"
 class Changes:
     """The next changes of these tasks, (id, user) each, in turn.
 
-    All are changes of status: progress may be replaced by newer progress, and then nobody could say whether one that
-    did not come was lost. `seq` is the number that the log of the user has come to; versions rise from 1, which the
-    tasks are at.
+    Changes of status, or progress where it is asked for: that may be replaced by newer progress of the same task with
+    nothing between, and then nobody could say whether one that did not come was lost; so it takes two tasks, in turn.
+    `seq` is the number that the log of the user has come to; versions rise from 1, which the tasks are at.
     """
 
     def __init__(self, tasks: Sequence[tuple[str, str]], *, seq: int = 0) -> None:
         self._parts = [_parts(task) for task, _ in tasks]
         self._tasks = tasks
         self._versions = [1] * len(tasks)
+        self._status_versions = [1] * len(tasks)
         self._seq = seq
         self._turn = 0
 
-    def take(self, count: int) -> list[TaskChange]:
-        """So many more, made now."""
+    def take(self, count: int, *, progress: bool = False) -> list[TaskChange]:
+        """So many more, made now. `progress`: mere progress, of which each can be told only with two tasks or more."""
         now = time.time()
         stamp = b"%d" % time.monotonic_ns()
-        return [self._next(now, stamp) for _ in range(count)]
+        return [self._next(now, stamp, progress) for _ in range(count)]
 
-    def _next(self, now: float, stamp: bytes) -> TaskChange:
+    def _next(self, now: float, stamp: bytes, progress: bool) -> TaskChange:
         turn = self._turn
         self._turn = (turn + 1) % len(self._tasks)
         self._versions[turn] = version = self._versions[turn] + 1
+        if not progress:
+            self._status_versions[turn] = version
+        status_version = self._status_versions[turn]
         self._seq += 1
         begin, after_message, after_version, end = self._parts[turn]
-        body = b"%b%b%b%d%b%d%b" % (begin, stamp, after_message, version, after_version, version, end)
+        body = b"%b%b%b%d%b%d%b" % (begin, stamp, after_message, version, after_version, status_version, end)
         task, user = self._tasks[turn]
-        return TaskChange(task, version, version, "processing", self._seq, now, body, user)
+        return TaskChange(task, version, status_version, "processing", self._seq, now, body, user)
 
 
 def _parts(task: str) -> tuple[bytes, bytes, bytes, bytes]:

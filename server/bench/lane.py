@@ -20,13 +20,15 @@ CHECKED = 40
 
 class Load(NamedTuple):
     """`many`: all streams follow the channel of one user. `window`: changes under way at most, so that it is busy and
-    no buffer grows; `batch`: in one pipeline. `rate`: changes a second where times are measured."""
+    no buffer grows; `batch`: in one pipeline. `rate`: changes a second where times are measured. `progress`: of the
+    tasks in turn, else changes of status."""
 
     name: str
     many: bool
     window: int
     batch: int
     rate: float
+    progress: bool = False
 
 
 class Lane:
@@ -67,7 +69,7 @@ class Lane:
         before, until = machine.cpu_seconds(pid), time.monotonic() + seconds
         while time.monotonic() < until:
             if window - sent + viewers.delivered // fan >= batch:
-                self._send(batch)
+                self._send(batch, load.progress)
                 sent += batch
             viewers.read(0.05)
         self._drain(sent)
@@ -75,8 +77,8 @@ class Lane:
         self._note(sent)
         self.rounds_us.append(taken / max(1, viewers.delivered) * 1e6)
 
-    def pace(self, rate: float, seconds: float) -> Times | None:
-        """From published to read, at this rate."""
+    def pace(self, load: Load, seconds: float) -> Times | None:
+        """From published to read, at the load's rate."""
         latencies: list[float] = []
 
         def seen(_: int, data: bytes) -> None:
@@ -88,11 +90,11 @@ class Lane:
         viewers.seen = seen
         began = time.monotonic()
         while (now := time.monotonic() - began) < seconds:
-            due = int(now * rate) - sent
+            due = int(now * load.rate) - sent
             if due > 0:
-                self._send(due)
+                self._send(due, load.progress)
                 sent += due
-            viewers.read(max(0.0, (sent + 1) / rate - now))
+            viewers.read(max(0.0, (sent + 1) / load.rate - now))
         self._drain(sent)
         viewers.seen = None
         self._note(sent, reads=False)
@@ -106,8 +108,8 @@ class Lane:
     def _fan(self) -> int:
         return self._streams if self._many else 1
 
-    def _send(self, count: int) -> None:
-        self._feed.send(self._changes.take(count), self._many)
+    def _send(self, count: int, progress: bool = False) -> None:
+        self._feed.send(self._changes.take(count, progress=progress), self._many)
 
     def _drain(self, sent: int) -> bool:
         """Whether all of it has come in time."""

@@ -32,7 +32,8 @@ Say = Callable[[str], None]
 # One change at a time to a thousand is enough to do, and nothing can be put together that was not meant to be.
 W1 = Load("w1", many=False, window=256, batch=16, rate=2_000)
 W2 = Load("w2", many=True, window=1, batch=1, rate=20)
-W2_COALESCED = Load("w2_coalesced", many=True, window=64, batch=8, rate=20)
+# Progress, as only that waits for more; of a task in turn, as newer progress of the same one would replace it.
+W2_COALESCED = Load("w2_coalesced", many=True, window=64, batch=8, rate=20, progress=True)
 TASKS_OF_MANY = 20
 
 
@@ -139,7 +140,7 @@ def _compare(load: Load, lanes: list[Lane], plan: Plan) -> Push:
     for _ in range(ROUNDS):
         for lane in lanes:
             lane.round(load, plan.seconds)
-    latencies = [lane.pace(load.rate, min(PACED_SECONDS, 2 * plan.seconds)) for lane in lanes]
+    latencies = [lane.pace(load, min(PACED_SECONDS, 2 * plan.seconds)) for lane in lanes]
     mine, checked = lanes[0], sum(lane.viewers.check() for lane in lanes)
     push = Push(
         streams=len(mine.viewers),

@@ -39,6 +39,19 @@ def test_changes_of_a_user_go_on_from_his_number() -> None:
     assert [item.change.task_id for item in items] == ["one", "two"] * 3
 
 
+def test_progress_of_several_tasks_in_turn_is_progress_and_none_replaces_another() -> None:
+    changes = Changes(TASKS, seq=20)
+    conflated = Tally()
+    subscription = Subscription(hub.user_topic("somebody"), 20, lambda: None, conflated)
+    for change in [*changes.take(2), *changes.take(6, progress=True), *changes.take(1)]:
+        subscription.offer(decode(*encode(change)[1]))
+    taken = subscription.take()
+    assert [item.position for item in taken] == list(range(21, 30))
+    assert [item.is_status for item in taken] == [True] * 2 + [False] * 6 + [True]
+    assert [item.change.status_version for item in taken] == [2, 2, 2, 2, 2, 2, 2, 2, 6]
+    assert conflated.value == 0
+
+
 def test_each_carries_when_it_was_sent() -> None:
     before = time.monotonic_ns()
     (change,) = Changes(TASKS).take(1)
