@@ -1,15 +1,24 @@
 """The command `taskbeam bench` and its sub-commands. Imports what measures only when it runs."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import click
+from click.core import ParameterSource
 
 STREAMS_MAX = 15_000
 
 Options: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _where_it_can_be_written(_: click.Context, __: click.Parameter, file: Path | None) -> Path | None:
+    """Asked before what takes minutes, not after."""
+    if file is not None and not (file.parent.is_dir() and os.access(file if file.exists() else file.parent, os.W_OK)):
+        raise click.BadParameter(f"{str(file)!r} cannot be written")
+    return file
 
 
 def _streams(default: int) -> Options:
@@ -38,7 +47,12 @@ RATE = click.option(
 )
 PUSHING = (
     click.option(
-        "--svg", "drawing", type=click.Path(dir_okay=False, path_type=Path), default=None, help="A plot, to this file."
+        "--svg",
+        "drawing",
+        type=click.Path(dir_okay=False, path_type=Path),
+        default=None,
+        callback=_where_it_can_be_written,
+        help="A plot, to this file.",
     ),
     click.option("--floor", is_flag=True, help="Beside the least it can cost: a program in C (where there is `cc`)."),
     click.option(
@@ -62,6 +76,13 @@ def bench(context: click.Context, /, **options: Any) -> None:
         from server.bench.run import PARTS
 
         _run(PARTS, **options)
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise click.UsageError(f"{given[0]} would have no effect here: put it after {context.invoked_subcommand!r}")
 
 
 @bench.command()

@@ -50,9 +50,12 @@ def run_bench(parts: Sequence[Part], asked: Asked, *, as_json: bool, drawing: Pa
         return 130
     except (CannotMeasure, ChildFailed, BadFrame) as error:
         raise click.ClickException(str(error)) from error
-    if drawing is not None:
-        drawing.write_text(plot.svg(figures))
     click.echo(msgspec.json.encode(figures).decode() if as_json else table(figures, command(words)))
+    if drawing is not None:
+        try:
+            drawing.write_text(plot.svg(figures))
+        except OSError as error:
+            raise click.ClickException(f"{drawing} cannot be written: {error.strerror}") from error
     return 1 if figures.lost else 0
 
 
