@@ -76,7 +76,8 @@ def measure_callbacks(stage: Stage, web: Process, seconds: float, say: Say) -> C
 
 def measure_end_to_end(stage: Stage, web: Process, plan: Plan, say: Say) -> EndToEnd:
     """At a rate: from the callback to the socket of the client that follows the task. Raises CannotMeasure."""
-    say(f"{plan.streams} streams, and {plan.rate:g} callbacks a second for {plan.seconds:g} s")
+    count = min(plan.streams, round(plan.rate * plan.seconds))  # each stream's task ends once
+    say(f"{plan.streams} streams, and {count} callbacks, {plan.rate:g} a second")
     tasks = stage.people(plan.streams)
     random.Random(2).shuffle(tasks)  # noqa: S311  (the same each time)
     viewers = Viewers(web.address)
@@ -89,7 +90,6 @@ def measure_end_to_end(stage: Stage, web: Process, plan: Plan, say: Say) -> EndT
             arrived[number] = time.monotonic()
 
     viewers.seen = seen
-    count = min(plan.streams, round(plan.rate * plan.seconds))
     requests = [callback(web, task) for task in tasks[:count]]
     callers = Callers(web, [viewers])
     try:
@@ -101,7 +101,7 @@ def measure_end_to_end(stage: Stage, web: Process, plan: Plan, say: Say) -> EndT
     lost = abs(len(callers.sent) - viewers.delivered)
     viewers.close()
     p50, p99, p999 = (found.p50_ms, found.p99_ms, found.p999_ms) if found is not None else (0.0, 0.0, 0.0)
-    return EndToEnd(plan.streams, plan.rate, p50, p99, p999, lost)
+    return EndToEnd(plan.streams, plan.rate, len(callers.sent), p50, p99, p999, lost)
 
 
 class _Listener:

@@ -97,10 +97,11 @@ class Callbacks(msgspec.Struct):
 
 
 class EndToEnd(msgspec.Struct):
-    """Callback sent to the client's socket, at a fixed rate."""
+    """Callback sent to the client's socket. `per_second`: the rate asked for; `callbacks`: how many were sent."""
 
     streams: int
     per_second: float
+    callbacks: int
     p50_ms: float
     p99_ms: float
     p999_ms: float

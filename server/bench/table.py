@@ -63,7 +63,7 @@ def _tasks(figures: Figures) -> Iterator[str]:
         yield _row(
             "callback sent → client's socket",
             f"p50 {end.p50_ms:.1f} ms, p99 {end.p99_ms:.1f} ms, p99.9 {end.p999_ms:.1f} ms"
-            f" ({end.per_second:g}/s, {end.streams} streams; lost {end.lost})",
+            f" ({end.callbacks} at {end.per_second:g}/s, {end.streams} streams; lost {end.lost})",
         )
 
 

@@ -51,6 +51,7 @@ def test_a_short_run_measures_all_of_it(tmp_path_factory: Any) -> None:
     assert len(counted) == 1
     assert callbacks["lost"] == 0
     assert callbacks["sent"] > 200
+    assert found["end_to_end"]["callbacks"] == 5
     assert found["end_to_end"]["lost"] == 0
     assert found["reconnect"]["queries"] > 0
     assert found["durability"] == {"fsync": "on", "synchronous_commit": "on"}

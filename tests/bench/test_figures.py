@@ -63,7 +63,7 @@ def figures(*, noisy: bool = False, lost: int = 0) -> Figures:
         idle=Idle(5_500, 33_000, 3.0),
         join=Join(400.0),
         callbacks=Callbacks(4_000, 812.0, 700.0, 4_000, 4_000, 4_000, 4_000, 0),
-        end_to_end=EndToEnd(10_000, 500.0, 2.5, 9.0, 15.0, 0),
+        end_to_end=EndToEnd(10_000, 500.0, 5_000, 2.5, 9.0, 15.0, 0),
         reconnect=Reconnect(10_000, 2.5, 412),
         durability=Durability("on", "on"),
         noise=Noise(0.31 if noisy else 0.01, 0.0, 0.02, noisy),
@@ -101,6 +101,7 @@ def test_people_are_told_ratios_noise_and_how_to_repeat() -> None:
     assert "ours 4.00x" in text
     assert "ours 0.50x" in text
     assert "a channel for each stream" in text
+    assert "(5000 at 500/s, 10000 streams; lost 0)" in text
     assert "fsync on, synchronous_commit on" in text
     assert text.endswith("repeat: ./run bench push --floor")
     assert "NOISY" not in text
