@@ -11,7 +11,15 @@ import pytest
 from qstash import Receiver
 from qstash.errors import SignatureError
 
-from server.dispatch.signature import LEEWAY_SECONDS, LIFETIME_SECONDS, BadSignature, body_hash, sign, verify
+from server.dispatch.signature import (
+    LEEWAY_SECONDS,
+    LIFETIME_SECONDS,
+    USUAL_HEAD,
+    BadSignature,
+    body_hash,
+    sign,
+    verify,
+)
 
 pytestmark = pytest.mark.pure
 
@@ -174,6 +182,16 @@ def test_times_that_are_none(claim: str, value: Any) -> None:
 )
 def test_claims_that_are_missing_or_wrong(changed: dict[str, Any], expected: str) -> None:
     assert reason(by_hand(HS256, claims(**changed))) == expected
+
+
+@pytest.mark.parametrize("odd", [".", "=", "+", "/", "!", " ", "\n", "\0", "é"])
+@pytest.mark.parametrize("at", [0, 4, 51])
+def test_what_is_no_base64url_is_no_token_though_it_is_signed(odd: str, at: int) -> None:
+    head, said, _ = token().split(".")
+    assert head == USUAL_HEAD
+    signed = f"{head}.{said[:at]}{odd * 4}{said[at:]}"  # four: the padding stays right
+    signature = base64.urlsafe_b64encode(_hmac(CURRENT, signed.encode(), "sha256")).decode().rstrip("=")
+    assert reason(f"{signed}.{signature}") == "malformed"
 
 
 @pytest.mark.parametrize(
