@@ -111,6 +111,11 @@ class Sender(Outlet):
             feed.follower.close()
             feed.follower = None
 
+    def _end(self, feed: Feed) -> None:
+        """There is nothing more to come of it. Its key may be another's by now."""
+        if self.feeds.get(feed.key) is feed:
+            self.drop(feed.key)
+
     def begin(self, feed: Feed, follower: Follower) -> None:
         """From now on it is told."""
         feed.follower = follower
@@ -191,16 +196,20 @@ class Sender(Outlet):
         deleted = follower.deleted()
         follower.subscription.special = not follower.ordinary  # what comes from now on is looked at by itself
         for item in items:
+            if feed.follower is not follower:
+                return  # dropped meanwhile: what it has would come after what a new one has said
             if item.position > follower.joined_at:
                 self._shared.metrics.send_seconds.observe(max(0.0, time.time() - item.change.at))
             await self.tell_change(item.change, item.cursor)
             if feed.key != ALL and item.change.is_terminal:
-                self.drop(feed.key)
+                self._end(feed)
                 return
-        if deleted and feed.key == ALL:
+        if not deleted or feed.follower is not follower:
+            return
+        if feed.key == ALL:
             await self._socket.send(wire.ws_message(wire.Gone(deleted)))
-        elif deleted:
-            self.drop(feed.key)
+        else:
+            self._end(feed)
             await self._socket.send(wire.ws_message(wire.Refused(deleted, problem_body(TaskNotFound()))))
 
     async def tell_change(self, change: TaskChange, cursor: str) -> None:
