@@ -23,6 +23,7 @@ from server.redis_url import Sentinels, sentinels
 CONNECT_SECONDS_MAX = 2.0
 SENTINEL_SECONDS_MAX = 0.5
 REPLY_BYTES_MAX = 1 << 20  # a snapshot is far below: its parts are bounded where they come in
+PORT_DIGITS_MAX = 5
 UNSENT_BYTES_MAX = 64 << 20  # Redis takes nothing any more, and its pongs are not yet missed
 UNAVAILABLE: tuple[type[BaseException], ...] = (RedisError, OSError, TimeoutError)
 
@@ -124,7 +125,7 @@ async def _master_of(asked: Sentinels) -> tuple[str, int]:
         except UNAVAILABLE:
             continue
         match found:
-            case [bytes(host), bytes(port)] if port.isdigit():
+            case [bytes(host), bytes(port)] if port.isdigit() and len(port) <= PORT_DIGITS_MAX:
                 return host.decode(errors="replace"), int(port)
     raise LinkError("no Sentinel knows a master")
 

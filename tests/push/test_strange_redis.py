@@ -55,6 +55,14 @@ async def test_it_would_not_end_the_bus(url: str) -> None:
         await open_link(url, lambda replies: None)
 
 
+@pytest.mark.parametrize("port", [b"0", b"65536", b"99999", b"9" * 5_000, b"-1", b"x", b""])
+async def test_nor_would_a_sentinel_that_knows_a_port_that_is_none(port: bytes) -> None:
+    master = b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%b\r\n" % (len(port), port)
+    async with Scripted({b"SENTINEL": master}).listening() as url:
+        with pytest.raises(UNAVAILABLE):
+            await open_link(url.replace("redis:", "redis+sentinel:") + "?service=mymaster", lambda replies: None)
+
+
 @pytest.mark.parametrize(
     ("answers", "reason"),
     [
