@@ -42,6 +42,7 @@ class Slot:
         self._part = self._make(self._place)
         self._successor: Part | None = None
         self._successor_until = 0.0
+        self._not_started: OSError | None = None
         self._leaving: Process | None = None
         self._leaving_until = 0.0
         self._beat = 0
@@ -108,10 +109,13 @@ class Slot:
         self._seen = now
 
     def succeed(self, now: float) -> None:
-        """Begin a successor. Raises OSError."""
+        """Begin a successor; look_at_successor() says what becomes of it, also where none can be started."""
         self._successor = self._make(self._place ^ 1)
         self._successor_until = now + READY_SECONDS_MAX
-        self._successor.start()
+        try:
+            self._successor.start()
+        except OSError as error:  # no memory or no process is left: all the more the old ones are to stay
+            self._not_started = error
 
     def look_at_successor(self, now: float) -> Outcome | None:
         """`replaced`: it is ready, and the process before it has ended. `failed`: it is gone, and nothing has changed.
@@ -142,6 +146,8 @@ class Slot:
         self._successor = None
         code = None if process is None else process.poll()
         how = f"was not ready in {READY_SECONDS_MAX:.0f} s" if code is None else f"ended ({code}) before it was ready"
+        if process is None:
+            how = f"could not be started ({self._not_started})"
         if process is not None and code is None:
             process.kill()
             process.wait()

@@ -1,6 +1,8 @@
 """What becomes of a slot as time goes on: the processes are played, the board is real, and time comes from the test."""
 
+import errno
 import itertools
+import os
 import signal
 import subprocess
 import time
@@ -8,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
 
 from server.fleet.board import PLACES_A_SLOT, Board
 from server.fleet.slot import HUNG_SECONDS, READY_SECONDS_MAX, STOP_SECONDS_MAX, Slot
@@ -71,6 +74,26 @@ def test_a_successor_that_does_not_get_ready_is_killed_and_nothing_else_changes(
     assert (old.told, new.told) == ([], [signal.SIGKILL])
     assert (slot.ready, slot.generation) == (True, 1)
     assert slot.processes == [old]
+
+
+def test_a_successor_that_cannot_be_started_changes_nothing(world: World) -> None:
+    slot = world.slot
+
+    def begin(_: int) -> "subprocess.Popen[bytes]":
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    slot._begin = begin
+    slot.succeed(100.0)
+    with structlog.testing.capture_logs() as logs:
+        assert slot.look_at_successor(100.1) == "failed"
+    assert f"could not be started ([Errno {errno.EAGAIN}] {os.strerror(errno.EAGAIN)})" in logs[0]["reason"]
+    assert (slot.ready, slot.generation, slot.processes) == (True, 1, world.begun)
+    assert world.begun[0].told == []
+    slot._begin = world._begin  # once there is room again
+    slot.succeed(101.0)
+    world.processes.at(PLACE + 1).ready()
+    assert slot.look_at_successor(101.1) is None
+    assert world.begun[0].told == [signal.SIGTERM]
 
 
 def test_the_one_before_is_told_to_end_and_killed_if_it_does_not(world: World) -> None:
