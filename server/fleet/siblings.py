@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from server.fleet.board import Place, Sibling
-from server.fleet.exposition import put_together
+from server.fleet.exposition import HELP, put_together
 
 # A process takes half a second for what Postgres knows, when Postgres does not answer.
 ANSWER_SECONDS_MAX = 2.0
 ANSWER_BYTES_MAX = 8_000_000
 ANSWERS_AT_ONCE_MAX = 4
 QUESTION = b"figures"
-# An answer without it was cut off.
+# An answer without it was cut off; one without a first HELP is of something else.
 END = b"# EOF\n"
 
 Figures: TypeAlias = Callable[[], Awaitable[bytes]]
@@ -71,7 +71,8 @@ class Siblings:
             text += part
             if len(text) > ANSWER_BYTES_MAX:
                 return None
-        return bytes(text.removesuffix(END)) if text.endswith(END) else None
+        whole = text.startswith(HELP) and text.endswith(END)
+        return bytes(text.removesuffix(END)) if whole else None
 
     def _asked(self) -> None:
         try:

@@ -73,19 +73,31 @@ async def test_who_does_not_answer_is_left_out_and_counted(
         monkeypatch.setattr(siblings, "ANSWER_SECONDS_MAX", 0.001)
 
 
-async def test_an_answer_that_was_cut_off_is_none(processes: Processes) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"# HELP mine M.\n# TYPE mine gauge\nmi",
+        b"",
+        b"# TYPE mine gauge\nmine 1\n# EOF\n",
+        b"\xff\n# EOF\n",
+        b"# EOF\n",
+    ],
+)
+async def test_an_answer_that_was_cut_off_or_is_something_else_is_none(processes: Processes, said: bytes) -> None:
     asker = with_figures(processes.enter(0), 10)
     place = processes.enter(PLACES_A_SLOT)
 
-    class CutOff(Siblings):
+    class Other(Siblings):
         async def _answer(self, asker: socket.socket) -> None:
             with asker:
-                asker.sendall(b"# HELP mine M.\n# TYPE mine gauge\nmi")
+                asker.sendall(said)
 
     async def own() -> bytes:
         return b""
 
-    assert value(await ask(asker, CutOff(place, own)), SILENT) == 2
+    shown = await ask(asker, Other(place, own))
+    assert value(shown, SILENT) == 2
+    assert value(shown, "mine", {"slot": "0"}) == 10
 
 
 def test_the_least_is_of_those_that_take_connections(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
