@@ -217,7 +217,8 @@ class Stream(Outlet, asyncio.Protocol):
 
     # What the transport has to say
 
-    def data_received(self, data: bytes) -> None:
+    @staticmethod  # a transport keeps it: so it is one function for all, not a bound method for each
+    def data_received(data: bytes) -> None:
         """A client has nothing to say on a stream; what it sends is dropped, and its end is still seen."""
 
     def pause_writing(self) -> None:
