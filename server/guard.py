@@ -74,6 +74,7 @@ class Guard:
         scope["app"] = self._app  # makes the router raise what it cannot answer, where it would send plain text
         try:
             self._admission.admit(scope["path"], headers)
+            del headers  # a WebSocket may last for days
             await self._app(scope, receive, exchange.send)
         except Exception as error:
             await exchange.fail(error, receive)

@@ -216,6 +216,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if self.handshake_initiated and not self.close_sent:
             self.scope["extensions"]["taskbeam.frames"] = Frames(self)  # type: ignore[assignment]
+            event.headers.clear()  # the parser keeps the request; the scope has them as bytes
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

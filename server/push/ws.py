@@ -103,6 +103,7 @@ class Sockets:
         caller = await (self._identify(websocket) if ticket is None else self._tickets.spend(ticket, []))
         await self._shared.rights.require(caller)
         await websocket.accept()
+        websocket.headers.raw.clear()  # not asked for again, and kept for as long as the connection
         self._shared.metrics.websocket.open.inc()
         connection = _Connection(self._verify, self._following, self._shared, Socket(websocket), caller)
         try:
