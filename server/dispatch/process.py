@@ -83,9 +83,7 @@ class Dispatcher:
             metrics.watch(pool, lambda: read_backlog(pool))
             parallelism = settings.dispatcher_parallelism
             announcer = Announcer(pool)
-            self._engine = engine = Engine(
-                messages, sender, parallelism, metrics, announcer.announce, _noting(starter)
-            )
+            self._engine = engine = Engine(messages, sender, parallelism, metrics, announcer.announce, _noting(starter))
             app.router.redirect_slashes = False
             api = Api(settings, pool, messages, engine.published, metrics)
             app.router.routes.extend([*api.routes, Route("/openapi.json", description, methods=["GET"])])
