@@ -157,15 +157,7 @@ class Subscription:
         inbox = self.inbox
         if inbox is None:  # most of the time
             self.inbox = [item]
-            self.received = position
-            if item.is_status:
-                self.urgent = True
-                if item.change.status in TERMINAL:
-                    self.special = True
-            self.wake()
-            return
-        last = inbox[-1]
-        if not last.is_status and last.change.task_id == item.change.task_id:
+        elif not (last := inbox[-1]).is_status and last.change.task_id == item.change.task_id:
             inbox[-1] = item  # the newest progress wins
             self._conflated.value += 1
         elif len(inbox) >= INBOX_MAX:
@@ -178,6 +170,8 @@ class Subscription:
             self.urgent = True
             if item.change.status in TERMINAL:
                 self.special = True
+            self.wake()
+        elif inbox is None:
             self.wake()
 
     def _miss(self) -> None:

@@ -194,9 +194,9 @@ class Copies:
             return self._data
         if self._again or len(self._firsts) >= COUNTED_AT_ONCE:
             self._count()
+        data = self._encoded(last) if len(items) == 1 else b"".join(map(self._encoded, items))
         self._firsts += items
-        self._items, self._last = items, last
-        self._data = data = self._encoded(last) if len(items) == 1 else b"".join(map(self._encoded, items))
+        self._items, self._last, self._data = items, last, data  # not before there is something to give out
         return data
 
     def _count(self) -> None:
